@@ -1,0 +1,134 @@
+"""Builds what is not Python: the C extension `pykvm._native`, the guests, and the firmware.
+
+Only the packaging tools import this file. The extension is cffi's API mode: the C compiler takes every
+layout and number from the kernel's own <linux/kvm.h>, so no struct is typed by hand. The compiled guests
+and the firmware go to `pykvm/_guests/` and travel in the wheel; their sources travel in the sdist.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from setuptools.command.build_ext import build_ext
+from setuptools.command.sdist import sdist
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+__all__ = ["BuildExt", "SourceDist", "make_ffi"]
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "pykvm"
+INCLUDE = ROOT / "guests" / "include"
+C_SOURCES = ("vcpu_run.c", "trace_record.c", "guest_bytes.c")
+OWN_HEADERS = (INCLUDE / "hypercall_abi.h", PACKAGE / "vcpu_run.h")
+RUN_VIEWS = (
+    "hw fail_entry ex io debug mmio hypercall internal system_event eoi msr"  # the members of kvm_run's union
+).split()
+
+# What the header lacks where it is older than the kernels that pykvm may meet.
+PRELUDE = """
+#include <errno.h>
+#include <stddef.h>
+#include <sys/ioctl.h>
+#include <linux/kvm.h>
+#include "hypercall_abi.h"
+#include "vcpu_run.h"
+#define RUN_UNION_OFFSET offsetof(struct kvm_run, hw)
+#define RUN_SYNC_REGS_OFFSET offsetof(struct kvm_run, s)
+#define ROUTING_UNION_OFFSET offsetof(struct kvm_irq_routing_entry, u)
+typedef __typeof__(((struct kvm_irq_routing_entry *)0)->u.irqchip) routing_irqchip;
+typedef __typeof__(((struct kvm_irq_routing_entry *)0)->u.msi) routing_msi;
+#ifndef KVM_EXIT_MEMORY_FAULT
+#define KVM_EXIT_MEMORY_FAULT 39
+#endif
+typedef struct { __u64 flags, gpa, size; } run_memory_fault; /* newer than many distributions' headers */
+
+/* One ioctl; its result, or -errno. Runs without Python's lock. */
+static long kvm_ioctl(int fd, unsigned long request, void *argument)
+{
+    int result = ioctl(fd, request, argument);
+    return result < 0 ? -errno : result;
+}
+"""
+
+
+def _header_macros() -> list[str]:
+    """The names of all integer macros KVM_CAP_*, KVM_EXIT_*, and ioctl numbers of the kernel's header."""
+    text = subprocess.run(
+        ["cc", "-E", "-dM", "-include", "linux/kvm.h", "-x", "c", "/dev/null"],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    numbers = re.findall(r"^#define (KVM_(?:CAP|EXIT|INTERNAL_ERROR)_\w+) (?:0x[0-9a-fA-F]+|\d+)$", text, re.M)
+    ioctls = re.findall(r"^#define (KVM_\w+) _IO[RW]{0,2} ?\(", text, re.M)
+    return sorted({*numbers, *ioctls, "KVM_EXIT_MEMORY_FAULT"} - {"KVM_EXIT_IO_OUT"})
+
+
+def _declarations(header: Path) -> str:
+    """A header of ours as cffi reads it: constants by name, structs as they stand, no other directive."""
+    text = re.sub(r"/\*.*?\*/", "", header.read_text(), flags=re.S)
+    constants = re.findall(r"^#define (\w+) +\S", text, re.M)
+    text = re.sub(r"^#.*$", "", text, flags=re.M)
+    text = re.sub(r"__attribute__\(\(\w+\(\d+\)\)\)", "", text)
+    for name in ("FAST_PORTS_MAX", "GUEST_SLOTS_MAX", "EXIT_REASONS_MAX + 1"):
+        text = text.replace(f"[{name}]", "[...]")
+    return "\n".join(f"#define {name} ..." for name in constants) + text
+
+
+def make_ffi() -> Any:
+    """The cffi builder of `pykvm._native`."""
+    from cffi import FFI  # noqa: PLC0415 - needed only while building
+
+    ffi = FFI()
+    ffi.cdef((PACKAGE / "kvm_api.cdef").read_text())
+    ffi.cdef("".join(f"#define {name} ...\n" for name in _header_macros()))
+    for header in OWN_HEADERS:
+        ffi.cdef(_declarations(header))
+    ffi.cdef("long kvm_ioctl(int fd, unsigned long request, void *argument);")
+    views = "".join(f"typedef __typeof__(((struct kvm_run *)0)->{v}) run_{v};\n" for v in RUN_VIEWS)
+    ffi.set_source("pykvm._native", PRELUDE + views)
+    return ffi
+
+
+def _toolchain() -> ModuleType:
+    """pykvm.toolchain, loaded by its path: the package itself needs the extension that is not built yet."""
+    spec = importlib.util.spec_from_file_location("pykvm_toolchain", PACKAGE / "toolchain.py")
+    if spec is None or spec.loader is None:
+        raise ImportError("pykvm/toolchain.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class BuildExt(build_ext):
+    """`build_ext` that generates the extension's C first, and builds guests and firmware after it."""
+
+    def run(self) -> None:
+        generated = Path(self.build_temp) / "_native.c"
+        generated.parent.mkdir(parents=True, exist_ok=True)
+        make_ffi().emit_c_code(str(generated))
+        (extension,) = self.extensions
+        extension.sources = [str(generated), *(f"pykvm/{name}" for name in C_SOURCES)]
+        extension.depends = ["pykvm/vcpu_run.h", "pykvm/kvm_api.cdef", "guests/include/hypercall_abi.h"]
+        extension.include_dirs = [str(PACKAGE), str(INCLUDE)]
+        extension.extra_compile_args = ["-O2", "-std=gnu11", "-Wall", "-Wextra", "-Wno-missing-field-initializers"]
+        super().run()
+        package = PACKAGE if self.inplace else Path(self.build_lib) / "pykvm"
+        _toolchain().build_all(ROOT, package / "_guests")
+
+
+class SourceDist(sdist):
+    """`sdist` that takes the sources of guests and firmware along."""
+
+    def add_defaults(self) -> None:
+        super().add_defaults()
+        for folder in ("guests", "firmware", "tests"):
+            found = (p for p in (ROOT / folder).rglob("*") if p.is_file() and "__pycache__" not in p.parts)
+            self.filelist.extend(str(p.relative_to(ROOT)) for p in found)
+        self.filelist.extend(["Makefile", "CHANGELOG.md", "pykvm/kvm_api.cdef"])

@@ -1,0 +1,75 @@
+/* What C may touch of a guest: bytes of its RAM through one checked door, and the ring its console fills. */
+#include "vcpu_run.h"
+
+#include <string.h>
+#include <unistd.h>
+
+/* ---- guest memory: the one checked door on C's side ---------------------------------------------- */
+
+/* The host address of guest bytes [gpa, gpa + size), which must lie in one slot; NULL if they do not. */
+uint8_t *guest_bytes(const struct loop_shared *shared, uint64_t gpa, uint64_t size, int write)
+{
+    for (uint32_t i = 0; i < shared->slot_count && i < GUEST_SLOTS_MAX; i++) {
+        const struct guest_slot *slot = &shared->slots[i];
+        if (gpa < slot->gpa || gpa - slot->gpa >= slot->size)
+            continue;
+        if (size > slot->size - (gpa - slot->gpa) || (write && slot->read_only))
+            return NULL;
+        return slot->host + (gpa - slot->gpa);
+    }
+    return NULL;
+}
+
+/* ---- the byte ring: many vCPUs write, one reader -------------------------------------------------- */
+
+static void byte_ring_wake(struct byte_ring *ring)
+{
+    uint64_t one = 1;
+    if (ring->wake_fd >= 0 && __atomic_exchange_n(&ring->reader_waiting, 0, __ATOMIC_SEQ_CST))
+        (void)!write(ring->wake_fd, &one, sizeof one);
+}
+
+/* All of `size` bytes or, if they do not fit, none. */
+int byte_ring_append(struct byte_ring *ring, const uint8_t *from, uint64_t size)
+{
+    int fits;
+    while (__atomic_exchange_n(&ring->lock, 1, __ATOMIC_ACQUIRE))
+        __builtin_ia32_pause();
+    fits = size <= ring->capacity - (ring->head - __atomic_load_n(&ring->tail, __ATOMIC_ACQUIRE));
+    if (fits && size) {
+        uint64_t at = ring->head & (ring->capacity - 1);
+        uint64_t first = size < ring->capacity - at ? size : ring->capacity - at;
+        memcpy(ring->bytes + at, from, first);
+        memcpy(ring->bytes, from + first, size - first);
+        __atomic_store_n(&ring->head, ring->head + size, __ATOMIC_SEQ_CST);
+    }
+    __atomic_store_n(&ring->lock, 0, __ATOMIC_RELEASE);
+    byte_ring_wake(ring);
+    return fits;
+}
+
+/* Take at most `most` bytes out; how many there were. Called by the one reader. */
+uint64_t byte_ring_read(struct byte_ring *ring, uint8_t *to, uint64_t most)
+{
+    uint64_t held = __atomic_load_n(&ring->head, __ATOMIC_ACQUIRE) - ring->tail;
+    uint64_t size = held < most ? held : most;
+    uint64_t at, first;
+    if (!size)
+        return 0;
+    at = ring->tail & (ring->capacity - 1);
+    first = size < ring->capacity - at ? size : ring->capacity - at;
+    memcpy(to, ring->bytes + at, first);
+    memcpy(to + first, ring->bytes, size - first);
+    __atomic_store_n(&ring->tail, ring->tail + size, __ATOMIC_RELEASE);
+    return size;
+}
+
+/* Announce that the reader is about to sleep on wake_fd; 0 if it must not, because there are bytes. */
+int byte_ring_wait(struct byte_ring *ring)
+{
+    __atomic_store_n(&ring->reader_waiting, 1, __ATOMIC_SEQ_CST);
+    if (__atomic_load_n(&ring->head, __ATOMIC_SEQ_CST) == ring->tail)
+        return 1;
+    __atomic_store_n(&ring->reader_waiting, 0, __ATOMIC_SEQ_CST);
+    return 0;
+}

@@ -1,0 +1,132 @@
+/* One trace_record per exit: opened when KVM_RUN returns, closed when the guest goes on. */
+#include "vcpu_run.h"
+
+#include <string.h>
+
+static struct trace_record *record_at(struct exit_loop *loop, uint64_t index)
+{
+    return &loop->trace.records[index & (loop->trace.capacity - 1)];
+}
+
+/* The record of the exit that is being answered, or NULL. */
+struct trace_record *record_current(struct exit_loop *loop)
+{
+    return loop->open ? record_at(loop, loop->open - 1) : NULL;
+}
+
+/* Copy of the data that the guest wrote or was answered, at most 8 bytes. */
+static void record_data(struct exit_loop *loop, struct trace_record *record)
+{
+    struct kvm_run *run = loop->run;
+    uint64_t size = (uint64_t)run->io.size * run->io.count;
+    if (run->exit_reason == KVM_EXIT_MMIO) {
+        memcpy(record->data, run->mmio.data, sizeof record->data);
+    } else if (run->exit_reason == KVM_EXIT_IO && run->io.data_offset <= loop->run_bytes &&
+               size <= loop->run_bytes - run->io.data_offset) {
+        size = size < sizeof record->data ? size : sizeof record->data;
+        memcpy(record->data, (uint8_t *)run + run->io.data_offset, size);
+    }
+}
+
+static void record_registers(struct kvm_run *run, struct trace_record *record)
+{
+    const struct kvm_regs *regs = &run->s.regs.regs;
+    const struct kvm_sregs *sregs = &run->s.regs.sregs;
+    if (run->kvm_valid_regs & KVM_SYNC_X86_REGS) {
+        record->flags |= RECORD_REGS;
+        record->rip = regs->rip, record->rsp = regs->rsp, record->rflags = regs->rflags;
+        record->rax = regs->rax, record->rbx = regs->rbx, record->rcx = regs->rcx, record->rdx = regs->rdx;
+        record->rsi = regs->rsi, record->rdi = regs->rdi;
+        record->r8 = regs->r8, record->r9 = regs->r9, record->r10 = regs->r10;
+    }
+    if (run->kvm_valid_regs & KVM_SYNC_X86_SREGS) {
+        record->flags |= RECORD_SREGS;
+        record->cr0 = sregs->cr0, record->cr3 = sregs->cr3, record->cr4 = sregs->cr4;
+        record->efer = sregs->efer, record->cs_base = sregs->cs.base, record->cpl = sregs->ss.dpl;
+    }
+}
+
+/* Where the exit happened: the port, gpa, MSR or number that its reason speaks of. */
+static void record_address(struct kvm_run *run, struct trace_record *record)
+{
+    switch (run->exit_reason) {
+    case KVM_EXIT_IO:
+        record->address = run->io.port, record->size = run->io.size, record->count = run->io.count;
+        record->flags |= run->io.direction == KVM_EXIT_IO_OUT ? RECORD_WRITE : 0;
+        break;
+    case KVM_EXIT_MMIO:
+        record->address = run->mmio.phys_addr, record->size = (uint8_t)run->mmio.len;
+        record->flags |= run->mmio.is_write ? RECORD_WRITE : 0;
+        break;
+    case KVM_EXIT_HYPERCALL:
+        record->address = run->hypercall.nr;
+        memcpy(record->data, &run->hypercall.args[0], sizeof record->data);
+        break;
+    case KVM_EXIT_X86_RDMSR:
+    case KVM_EXIT_X86_WRMSR:
+        record->address = run->msr.index, record->size = 8;
+        record->flags |= run->exit_reason == KVM_EXIT_X86_WRMSR ? RECORD_WRITE : 0;
+        memcpy(record->data, &run->msr.data, sizeof record->data);
+        break;
+    case KVM_EXIT_DEBUG:
+        record->address = run->debug.arch.pc;
+        memcpy(record->data, &run->debug.arch.dr6, sizeof record->data);
+        break;
+    case KVM_EXIT_INTERNAL_ERROR:
+        record->address = run->internal.suberror;
+        break;
+    case KVM_EXIT_FAIL_ENTRY:
+        record->address = run->fail_entry.hardware_entry_failure_reason;
+        break;
+    case KVM_EXIT_SYSTEM_EVENT:
+        record->address = run->system_event.type;
+        break;
+    default:
+        break;
+    }
+}
+
+/* Open this exit's record. 0: the ring is full and its mode says stop. */
+int record_open(struct exit_loop *loop)
+{
+    struct trace_ring *ring = &loop->trace;
+    struct trace_record *record;
+    if (!ring->capacity)
+        return 1;
+    if (ring->mode != RING_OVERWRITE &&
+        ring->head - __atomic_load_n(&ring->tail, __ATOMIC_ACQUIRE) >= ring->capacity) {
+        if (ring->mode == RING_STOP)
+            return 0;
+        ring->dropped++;
+        return 1;
+    }
+    record = record_at(loop, ring->head);
+    memset(record, 0, offsetof(struct trace_record, rip));
+    record->enter_tsc = loop->enter_tsc, record->exit_tsc = loop->exit_tsc;
+    record->reason = loop->run->exit_reason, record->vcpu = (uint16_t)loop->vcpu;
+    record_address(loop->run, record);
+    record_registers(loop->run, record);
+    record_data(loop, record);
+    loop->open = ring->head + 1;
+    return 1;
+}
+
+/* The open record is complete: hand it to the reader. */
+void record_close(struct exit_loop *loop, uint64_t now, uint8_t flags)
+{
+    struct trace_record *record = record_current(loop);
+    if (!record)
+        return;
+    if (!(record->flags & RECORD_WRITE))
+        record_data(loop, record);
+    record->resume_tsc = now;
+    record->flags |= flags;
+    __atomic_store_n(&loop->trace.head, loop->open, __ATOMIC_RELEASE);
+    loop->open = 0;
+}
+
+/* Publish the record of the last exit although the guest does not go on: the run is over. */
+void exit_loop_settle(struct exit_loop *loop)
+{
+    record_close(loop, tsc_now(), 0);
+}

@@ -1,0 +1,215 @@
+/* The exit loop: KVM_RUN, one trace record per exit, the fast ports. No policy, no allocation, no printing.
+ *
+ * It runs without Python's lock, so nothing here touches a Python object. Everything that comes from the
+ * guest (addresses, lengths, data) is a claim and is checked before use; structs in guest RAM are copied
+ * once, because another vCPU may change them while we look.
+ */
+#define _GNU_SOURCE
+#include "vcpu_run.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "hypercall_abi.h"
+
+#ifndef ENTER_GUEST /* the sanitizer test puts an invented kernel here */
+#define ENTER_GUEST(fd) ioctl(fd, KVM_RUN, 0)
+#endif
+
+enum answer { ANSWERED, FOR_PYTHON, RING_IS_FULL };
+
+uint64_t tsc_now(void)
+{
+    return __builtin_ia32_rdtsc();
+}
+
+/* ---- fast ports ---------------------------------------------------------------------------------- */
+
+static int64_t host_time_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec * 1000000000LL + now.tv_nsec;
+}
+
+/* The calls that C knows; the others go to Python, which also names the errors of a bad `gpa`. */
+static enum answer do_hypercall(struct exit_loop *loop, uint64_t gpa)
+{
+    struct loop_shared *shared = loop->shared;
+    uint8_t *at = guest_bytes(shared, gpa, sizeof(struct hypercall), 1), *text;
+    struct hypercall call;
+    if (!at)
+        return FOR_PYTHON;
+    memcpy(&call, at, sizeof call);
+    switch (call.number) {
+    case HC_CONSOLE_WRITE:
+        if (call.arg[1] > shared->console.capacity)
+            return FOR_PYTHON; /* too long for the ring at any time */
+        text = guest_bytes(shared, call.arg[0], call.arg[1], 0);
+        if (!text && call.arg[1])
+            return FOR_PYTHON; /* wild, or across two slots: Python tells which */
+        if (!byte_ring_append(&shared->console, text, call.arg[1]))
+            return RING_IS_FULL;
+        call.result = (int64_t)call.arg[1];
+        break;
+    case HC_TIME:
+        call.result = host_time_ns();
+        break;
+    default:
+        return FOR_PYTHON;
+    }
+    memcpy(at + offsetof(struct hypercall, result), &call.result, sizeof call.result);
+    return ANSWERED;
+}
+
+static enum answer do_fast_port(struct exit_loop *loop, struct fast_port *fast)
+{
+    struct kvm_run *run = loop->run;
+    uint64_t size = (uint64_t)run->io.size * run->io.count, one = 1;
+    const uint8_t *data = (const uint8_t *)run + run->io.data_offset;
+    uint32_t gpa;
+    if (run->io.direction != KVM_EXIT_IO_OUT || run->io.data_offset > loop->run_bytes ||
+        size > loop->run_bytes - run->io.data_offset)
+        return FOR_PYTHON;
+    switch (fast->verb) {
+    case VERB_DISCARD:
+        return ANSWERED;
+    case VERB_APPEND:
+        if (run->io.size != 1)
+            return FOR_PYTHON;
+        return byte_ring_append(fast->ring, data, size) ? ANSWERED : RING_IS_FULL;
+    case VERB_DOORBELL:
+        for (uint32_t i = 0; i < run->io.count && fast->doorbell_fd >= 0; i++)
+            (void)!write(fast->doorbell_fd, &one, sizeof one);
+        return ANSWERED;
+    case VERB_HYPERCALL:
+        if (run->io.size != sizeof gpa || run->io.count != 1)
+            return FOR_PYTHON;
+        memcpy(&gpa, data, sizeof gpa);
+        return do_hypercall(loop, gpa);
+    default:
+        return FOR_PYTHON;
+    }
+}
+
+static enum answer answer_exit(struct exit_loop *loop, struct trace_record *record)
+{
+    struct kvm_run *run = loop->run;
+    struct fast_port *fast;
+    enum answer answer;
+    uint8_t index;
+    if (run->exit_reason != KVM_EXIT_IO)
+        return FOR_PYTHON;
+    index = loop->shared->fast_index[run->io.port];
+    if (!index || index >= FAST_PORTS_MAX)
+        return FOR_PYTHON;
+    fast = &loop->shared->fast_ports[index];
+    answer = do_fast_port(loop, fast);
+    if (answer == ANSWERED) {
+        __atomic_fetch_add(&fast->count, run->io.count, __ATOMIC_RELAXED);
+        loop->fast_exits++;
+        if (record)
+            record->verb = (uint8_t)fast->verb;
+    }
+    return answer;
+}
+
+/* ---- kicks --------------------------------------------------------------------------------------- */
+
+static void on_kick(int signal_number)
+{
+    (void)signal_number; /* that it interrupted KVM_RUN is all it is for */
+}
+
+/* Once per process: the signal that breaks a thread out of KVM_RUN. The signal's number, or -errno. */
+int kick_signal_install(void)
+{
+    struct sigaction action = {.sa_handler = on_kick}; /* no SA_RESTART: EINTR is the point */
+    sigemptyset(&action.sa_mask);
+    return sigaction(SIGRTMIN, &action, NULL) ? -errno : SIGRTMIN;
+}
+
+/* Make the vCPU leave KVM_RUN; from any thread, any number of times, before or while it runs.
+ * The flags hold even when the signal comes too early: no kick gets lost. */
+void exit_loop_kick(struct exit_loop *loop)
+{
+    int32_t tid;
+    __atomic_store_n(&loop->kick, 1, __ATOMIC_SEQ_CST);
+    __atomic_store_n(&loop->run->immediate_exit, 1, __ATOMIC_SEQ_CST);
+    tid = __atomic_load_n(&loop->tid, __ATOMIC_SEQ_CST);
+    if (tid > 0)
+        syscall(SYS_tgkill, getpid(), tid, SIGRTMIN);
+}
+
+/* 1 if a kick was waiting. immediate_exit goes first: a kick that comes between sets it again. */
+static int take_kick(struct exit_loop *loop)
+{
+    __atomic_store_n(&loop->run->immediate_exit, 0, __ATOMIC_SEQ_CST);
+    return (int)__atomic_exchange_n(&loop->kick, 0, __ATOMIC_SEQ_CST);
+}
+
+/* ---- the loop ------------------------------------------------------------------------------------ */
+
+/* Run the guest to its next exit. LOOP_EXIT: there is one. */
+static enum loop_result enter_guest(struct exit_loop *loop)
+{
+    int failed, kicked;
+    loop->enter_tsc = tsc_now();
+    if (loop->exit_tsc) /* 0 on the first entry of a call: Python's time is not ours */
+        loop->own_ticks += loop->enter_tsc - loop->exit_tsc;
+    record_close(loop, loop->enter_tsc, RECORD_DONE);
+    failed = ENTER_GUEST(loop->fd) < 0 ? errno : 0;
+    loop->exit_tsc = tsc_now();
+    loop->guest_ticks += loop->exit_tsc - loop->enter_tsc;
+    loop->entries++;
+    if (!failed) {
+        uint32_t reason = loop->run->exit_reason;
+        loop->exits++;
+        loop->by_reason[reason < EXIT_REASONS_MAX ? reason : EXIT_REASONS_MAX]++;
+        loop->pending = 1;
+        return LOOP_EXIT;
+    }
+    loop->error = failed;
+    kicked = take_kick(loop);
+    if (failed != EINTR && failed != EAGAIN)
+        return LOOP_ERROR;
+    return kicked ? LOOP_KICKED : LOOP_SIGNAL;
+}
+
+static enum loop_result run_until_python(struct exit_loop *loop)
+{
+    for (;;) {
+        enum loop_result result;
+        enum answer answer;
+        if (!loop->pending && (result = enter_guest(loop)) != LOOP_EXIT)
+            return result;
+        if (!loop->open && !record_open(loop))
+            return LOOP_TRACE_FULL;
+        answer = answer_exit(loop, record_current(loop));
+        if (answer == RING_IS_FULL)
+            return LOOP_CONSOLE_FULL;
+        loop->pending = 0;
+        if (answer == FOR_PYTHON)
+            return LOOP_EXIT;
+    }
+}
+
+/* Run the vCPU in the calling thread until Python is needed. */
+int exit_loop_run(struct exit_loop *loop)
+{
+    enum loop_result result;
+    if (take_kick(loop))
+        return LOOP_KICKED;
+    loop->exit_tsc = 0;
+    __atomic_store_n(&loop->tid, (int32_t)syscall(SYS_gettid), __ATOMIC_SEQ_CST);
+    result = run_until_python(loop);
+    __atomic_store_n(&loop->tid, 0, __ATOMIC_SEQ_CST);
+    if (loop->exit_tsc)
+        loop->own_ticks += tsc_now() - loop->exit_tsc;
+    return (int)result;
+}

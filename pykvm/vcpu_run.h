@@ -1,0 +1,150 @@
+/* The exit loop's data, shared by C, Python (through cffi) and the tests.
+ *
+ * C measures: it runs the guest, stamps one trace_record per exit, and does the few things that must
+ * be fast. It knows no policy: which port is fast, and what for, is a table that Python fills.
+ */
+#ifndef PYKVM_VCPU_RUN_H
+#define PYKVM_VCPU_RUN_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <linux/kvm.h>
+
+/* Why exit_loop_run() returned. */
+enum loop_result {
+    LOOP_EXIT = 0,         /* Python handles kvm_run->exit_reason */
+    LOOP_KICKED = 1,       /* somebody asked for it with exit_loop_kick() */
+    LOOP_SIGNAL = 2,       /* a signal that was no kick */
+    LOOP_TRACE_FULL = 3,   /* drain the trace ring, then run again: the exit is kept */
+    LOOP_CONSOLE_FULL = 4, /* drain the byte ring, then run again: the bytes are kept */
+    LOOP_ERROR = 5,        /* KVM_RUN failed: exit_loop.error is its errno */
+};
+
+/* What a fast port does with a write. Reads of a fast port go to Python. */
+enum fast_verb {
+    VERB_NONE = 0,      /* not fast */
+    VERB_DISCARD = 1,   /* take it and forget it */
+    VERB_APPEND = 2,    /* append the bytes to the port's byte ring */
+    VERB_DOORBELL = 3,  /* add one to the port's count and signal its eventfd */
+    VERB_HYPERCALL = 4, /* the gpa of a struct hypercall; what C does not know goes to Python */
+};
+
+enum ring_mode {
+    RING_OVERWRITE = 0, /* keep the newest: the flight recorder */
+    RING_STOP = 1,      /* full: stop the vCPU until Python has drained it; nothing is lost */
+    RING_DROP = 2,      /* full: drop the new record and count it */
+};
+
+enum record_flags {
+    RECORD_WRITE = 1,  /* the guest wrote; else it read */
+    RECORD_REGS = 2,   /* the general registers are valid */
+    RECORD_SREGS = 4,  /* cr0, cr3, cr4, efer, cs_base and cpl are valid */
+    RECORD_DONE = 8,   /* the exit was answered and the guest went on at resume_tsc */
+};
+
+/* One exit: 192 bytes, fixed. Times are TSC ticks of the host. */
+struct trace_record {
+    uint64_t enter_tsc;  /* KVM_RUN was called */
+    uint64_t exit_tsc;   /* KVM_RUN returned */
+    uint64_t resume_tsc; /* the exit was answered; the next KVM_RUN follows */
+    uint64_t address;    /* port, gpa, hypercall number, MSR index … */
+    uint8_t data[8];     /* the first data bytes; of a read, as answered */
+    uint32_t reason;     /* KVM_EXIT_… */
+    uint32_t count;      /* repetitions of a string I/O */
+    uint16_t vcpu;
+    uint8_t size;        /* bytes of one access */
+    uint8_t flags;       /* enum record_flags */
+    uint8_t verb;        /* enum fast_verb that answered, VERB_NONE: Python did */
+    uint8_t cpl;
+    uint16_t reserved;
+    uint64_t rip, rsp, rflags, rax, rbx, rcx, rdx, rsi, rdi, r8, r9, r10;
+    uint64_t cr0, cr3, cr4, efer, cs_base;
+};
+
+/* Records of one vCPU: one producer (the vCPU's thread), one consumer. Index modulo `capacity`. */
+struct trace_ring {
+    struct trace_record *records;
+    uint64_t capacity; /* a power of two */
+    uint64_t head;     /* written by the producer: records completed */
+    uint64_t tail;     /* written by the consumer: records taken (not used by RING_OVERWRITE) */
+    uint64_t dropped;
+    uint32_t mode;     /* enum ring_mode */
+};
+
+/* Bytes from all vCPUs to one reader. */
+struct byte_ring {
+    uint8_t *bytes;
+    uint64_t capacity; /* a power of two */
+    uint64_t head, tail;
+    uint32_t lock;           /* writers take turns */
+    uint32_t reader_waiting; /* the reader sleeps on wake_fd */
+    int32_t wake_fd;         /* an eventfd, or -1 */
+};
+
+struct fast_port {
+    uint32_t verb;
+    int32_t doorbell_fd; /* an eventfd, or -1 */
+    uint64_t count;      /* accesses answered here */
+    struct byte_ring *ring;
+};
+
+struct guest_slot {
+    uint64_t gpa, size;
+    uint8_t *host;
+    uint32_t read_only;
+};
+
+#define FAST_PORTS_MAX 32
+#define GUEST_SLOTS_MAX 64
+#define EXIT_REASONS_MAX 64
+
+/* One per machine, read by all its vCPUs. Python changes it only while none of them runs. */
+struct loop_shared {
+    uint8_t fast_index[65536]; /* port -> index in fast_ports; 0: not fast */
+    struct fast_port fast_ports[FAST_PORTS_MAX];
+    struct guest_slot slots[GUEST_SLOTS_MAX]; /* sorted by gpa */
+    uint32_t slot_count;
+    struct byte_ring console; /* what HC_CONSOLE_WRITE appends to */
+};
+
+/* One per vCPU. */
+struct exit_loop {
+    int32_t fd;
+    uint32_t vcpu;
+    struct kvm_run *run;
+    uint64_t run_bytes; /* the size of the kvm_run mapping */
+    struct loop_shared *shared;
+    struct trace_ring trace;
+    uint32_t kick;   /* somebody wants the vCPU out */
+    int32_t tid;     /* the thread inside exit_loop_run(), or 0 */
+    int32_t error;
+    uint32_t pending; /* an exit is recorded and not yet answered */
+    uint64_t open;    /* 1 + index of the record that waits for its end, or 0 */
+    uint64_t enter_tsc, exit_tsc;
+    uint64_t own_ticks;  /* between KVM_RUN's return and the next entry or our own return */
+    uint64_t guest_ticks; /* inside KVM_RUN */
+    uint64_t entries;     /* KVM_RUN calls */
+    uint64_t exits;       /* returns of KVM_RUN with an exit reason */
+    uint64_t fast_exits;  /* of them, answered in C */
+    uint64_t by_reason[EXIT_REASONS_MAX + 1]; /* the last one: reasons beyond the table */
+};
+
+/* vcpu_run.c */
+int exit_loop_run(struct exit_loop *loop);
+void exit_loop_kick(struct exit_loop *loop);
+int kick_signal_install(void);
+uint64_t tsc_now(void);
+
+/* trace_record.c */
+int record_open(struct exit_loop *loop);
+struct trace_record *record_current(struct exit_loop *loop);
+void record_close(struct exit_loop *loop, uint64_t now, uint8_t flags);
+void exit_loop_settle(struct exit_loop *loop);
+
+/* guest_bytes.c */
+uint8_t *guest_bytes(const struct loop_shared *shared, uint64_t gpa, uint64_t size, int write);
+int byte_ring_append(struct byte_ring *ring, const uint8_t *from, uint64_t size);
+uint64_t byte_ring_read(struct byte_ring *ring, uint8_t *to, uint64_t most);
+int byte_ring_wait(struct byte_ring *ring);
+
+#endif
