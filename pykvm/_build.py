@@ -27,7 +27,7 @@ INCLUDE = ROOT / "guests" / "include"
 C_SOURCES = ("vcpu_run.c", "trace_record.c", "guest_bytes.c")
 OWN_HEADERS = (INCLUDE / "hypercall_abi.h", PACKAGE / "vcpu_run.h")
 RUN_VIEWS = (
-    "hw fail_entry ex io debug mmio hypercall internal system_event eoi msr"  # the members of kvm_run's union
+    "hw fail_entry ex io debug.arch mmio hypercall internal system_event eoi msr"  # the members of kvm_run's union
 ).split()
 
 # What the header lacks where it is older than the kernels that pykvm may meet.
@@ -91,7 +91,7 @@ def make_ffi() -> Any:
     for header in OWN_HEADERS:
         ffi.cdef(_declarations(header))
     ffi.cdef("long kvm_ioctl(int fd, unsigned long request, void *argument);")
-    views = "".join(f"typedef __typeof__(((struct kvm_run *)0)->{v}) run_{v};\n" for v in RUN_VIEWS)
+    views = "".join(f"typedef __typeof__(((struct kvm_run *)0)->{v}) run_{v.split('.')[0]};\n" for v in RUN_VIEWS)
     ffi.set_source("pykvm._native", PRELUDE + views)
     return ffi
 
