@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from pykvm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 __all__ = ["Bus", "Device"]
 
@@ -63,6 +66,6 @@ class Bus:
                 return device, address - start
         return None
 
-    def __iter__(self) -> object:
+    def __iter__(self) -> Iterator[tuple[range, Device]]:
         """The attached (range, device) pairs in order of address."""
         return iter([(range(start, stop), device) for start, stop, device in self._entries])

@@ -23,6 +23,15 @@ BOOT, at 0x90000, or in the last 64 KiB of RAM where there is less than 640 KiB 
     +0x0000  GDT          +0x2000  PML4           +0x8000  boot information (multiboot, …)
     +0x0800  TSS          +0x3000  PDPT           +0xc000  command line
     +0x1000  IDT          +0x4000  4 page directories: 4 GiB identity-mapped in 2 MiB pages
+
+I/O ports; those in brackets sit on the testdev board alone, where 0xe8-0xeb takes the place of 0xe9::
+
+    0x0060 0x0064  i8042              [0x00e0-0x00e3  latch]           0x03f8-0x03ff  COM1
+    0x0070-0x0071  CMOS and RTC       [0x00e4-0x00e7  page flush]      0x0500-0x0503  plain exit
+    0x0080         POST marks         [0x00e8-0x00eb  latch again]     0x0505         panic
+    0x0092         system control A    0x00e9         debug console    [0x0510-0x0511  fw_cfg]
+    0x0cf9         reset control       0x00f4-0x00f7  debug exit       [0x2000-0x2017  interrupt lines]
+                                       0x510c-0x510f  hypercall
 """
 
 from __future__ import annotations
@@ -42,10 +51,12 @@ __all__ = [
     "FLAT_HIGH",
     "FLAT_REAL",
     "FOUR_GIB",
+    "FW_CFG",
     "HOLE",
     "HYPERCALL",
     "I8042_COMMAND",
     "I8042_DATA",
+    "I8042_GSI",
     "IDENTITY_MAP",
     "LEGACY_END",
     "LOW_END",
@@ -57,6 +68,11 @@ __all__ = [
     "RESET_VECTOR",
     "RTC_GSI",
     "SYSTEM_CONTROL_A",
+    "TESTDEV_FLUSH",
+    "TESTDEV_IOMEM",
+    "TESTDEV_IRQ",
+    "TESTDEV_LATCH",
+    "TESTDEV_LATCH_BYTES",
     "TSS",
 ]
 
@@ -75,6 +91,7 @@ HOLE = range(0xC000_0000, FOUR_GIB)
 MMIO_DEVICES = range(0xD000_0000, 0xE000_0000)
 IDENTITY_MAP = 0xFEFF_C000
 TSS = 0xFEFF_D000
+TESTDEV_IOMEM = range(0xFF00_0000, 0xFF01_0000)  # testdev board: RAM-like MMIO
 FIRMWARE_HIGH_END = FOUR_GIB
 RESET_VECTOR = 0xFFFF_FFF0
 
@@ -84,14 +101,20 @@ I8042_COMMAND = range(0x64, 0x65)
 CMOS = range(0x70, 0x72)
 POST = range(0x80, 0x81)
 SYSTEM_CONTROL_A = range(0x92, 0x93)
+TESTDEV_LATCH = range(0xE0, 0xE4)
+TESTDEV_FLUSH = range(0xE4, 0xE8)  # the gpa of a page to unmap and map again
+TESTDEV_LATCH_BYTES = range(0xE8, 0xEC)  # the same latch, taken byte by byte; in place of DEBUG_CONSOLE
 DEBUG_CONSOLE = range(0xE9, 0xEA)
 DEBUG_EXIT = range(0xF4, 0xF8)  # isa-debug-exit: the guest's value v ends the run with (v << 1) | 1
 COM1 = range(0x3F8, 0x400)
 PLAIN_EXIT = range(0x500, 0x504)  # the guest's value is the exit code, as it is
 PANIC = range(0x505, 0x506)  # pvpanic: the guest says that it has crashed
+FW_CFG = range(0x510, 0x512)  # selector and data of QEMU's firmware configuration
 HYPERCALL = range(0x510C, 0x5110)  # the gpa of a hypercall's arguments
 RESET_CONTROL = range(0xCF9, 0xCFA)
+TESTDEV_IRQ = range(0x2000, 0x2018)  # one port a GSI, 0 to 23
 
 # Interrupt lines
+I8042_GSI = 1
 COM1_GSI = 4
 RTC_GSI = 8
