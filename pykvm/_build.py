@@ -58,7 +58,7 @@ static long kvm_ioctl(int fd, unsigned long request, void *argument)
 
 
 def _header_macros() -> list[str]:
-    """The names of all integer macros KVM_CAP_*, KVM_EXIT_*, and ioctl numbers of the kernel's header."""
+    """The names of all macros KVM_CAP_* and KVM_EXIT_* in the kernel's header, and of the ioctls we use."""
     text = subprocess.run(
         ["cc", "-E", "-dM", "-include", "linux/kvm.h", "-x", "c", "/dev/null"],
         check=True,
@@ -66,7 +66,7 @@ def _header_macros() -> list[str]:
         text=True,
     ).stdout
     numbers = re.findall(r"^#define (KVM_(?:CAP|EXIT|INTERNAL_ERROR)_\w+) (?:0x[0-9a-fA-F]+|\d+)$", text, re.M)
-    ioctls = re.findall(r"^#define (KVM_\w+) _IO[RW]{0,2} ?\(", text, re.M)
+    ioctls = re.findall(r'^    \("(KVM_\w+)", ', (PACKAGE / "ioctls.py").read_text(), re.M)
     return sorted({*numbers, *ioctls, "KVM_EXIT_MEMORY_FAULT"} - {"KVM_EXIT_IO_OUT"})
 
 
