@@ -1,0 +1,78 @@
+"""The guest's console: bytes from the C loop's ring and from Python's devices, in one order."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from pykvm._native import ffi, lib
+
+__all__ = ["Console"]
+
+_RING_BYTES = 1 << 16
+_KEPT_BYTES = 64 << 20
+
+
+class Console:
+    """Collects what the guest prints, and hands it on at once where somebody listens.
+
+    The first 64 MiB are kept for RunResult.console; what comes beyond is still handed to `listener`, and
+    counted in `cut_bytes`.
+    """
+
+    def __init__(self, ring: Any, listener: Callable[[bytes], None] | None) -> None:
+        """`ring` is the machine's `struct byte_ring`; `listener` gets each piece, from any thread."""
+        self._bytes = ffi.new("uint8_t[]", _RING_BYTES)
+        self._scratch = ffi.new("uint8_t[]", _RING_BYTES)
+        self._ring = ring
+        ring.bytes, ring.capacity = self._bytes, _RING_BYTES
+        self.wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        ring.wake_fd = self.wake_fd
+        self._listener = listener
+        self._lock = threading.Lock()
+        self._kept = bytearray()
+        self.cut_bytes = 0
+
+    def close(self) -> None:
+        """Close the eventfd; no vCPU may run any more."""
+        self._ring.wake_fd = -1
+        os.close(self.wake_fd)
+
+    def write(self, data: bytes) -> None:
+        """A device's output, behind everything the C loop has taken so far."""
+        with self._lock:
+            self._drain()
+            self._put(data)
+
+    def pump(self) -> None:
+        """Hand on what the C loop has taken."""
+        with self._lock:
+            self._drain()
+
+    def pump_before_sleep(self) -> None:
+        """pump(), and have `wake_fd` signalled at the next byte."""
+        try:
+            os.eventfd_read(self.wake_fd)
+        except BlockingIOError:
+            pass  # nothing was signalled
+        self.pump()
+        while not lib.byte_ring_wait(self._ring):
+            self.pump()
+
+    def contents(self) -> bytes:
+        """Everything kept so far."""
+        with self._lock:
+            return bytes(self._kept)
+
+    def _drain(self) -> None:
+        while size := lib.byte_ring_read(self._ring, self._scratch, _RING_BYTES):
+            self._put(bytes(ffi.buffer(self._scratch, size)))
+
+    def _put(self, data: bytes) -> None:
+        room = _KEPT_BYTES - len(self._kept)
+        self._kept += data[:room]
+        self.cut_bytes += max(len(data) - room, 0)
+        if self._listener:
+            self._listener(data)

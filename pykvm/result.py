@@ -1,0 +1,160 @@
+"""How a guest's run ended, as a value: the words, their exit statuses, and RunResult.
+
+Every way to end has its own word and its own exit status of the command::
+
+    word            status  what happened
+    exit            0-255   the guest gave an exit code; the status is its low 8 bits, 255 for a larger code
+    halt            110     HLT with nothing that could wake the guest up
+    reset           111     the guest asked for a reset (0x64, 0xcf9, 0x92)
+    triple-fault    112     an exception inside the handling of a double fault; the CPU shut down
+    panic           113     the guest reported its own crash
+    unclaimed-io    114     the guest touched a port or address where nobody answers
+    internal-error  115     KVM itself gave up (an instruction its emulator lacks, …)
+    entry-failure   116     the hardware refused to enter the guest
+    out-of-memory   117     the host had no memory for the guest
+    bad-request     118     the guest gave a device or hypercall an address outside its memory
+    unknown-exit    119     KVM returned for a reason that pykvm has no answer to
+    power-off       120     the guest switched the machine off
+    timeout         124     the time limit was reached
+    interrupted     130     Ctrl-C, or Ctrl-A X on the guest's terminal
+
+pykvm's own failures are exceptions; their statuses (125, 126, 127; 2 for wrong usage) stand in `pykvm.errors`.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pykvm.trace.record import TraceRecord
+
+__all__ = ["CpuSnapshot", "EndReason", "Mark", "RunResult", "RunStats"]
+
+
+class EndReason(enum.StrEnum):
+    """The word for how a run ended."""
+
+    EXIT = "exit"
+    HALT = "halt"
+    RESET = "reset"
+    TRIPLE_FAULT = "triple-fault"
+    PANIC = "panic"
+    UNCLAIMED_IO = "unclaimed-io"
+    INTERNAL_ERROR = "internal-error"
+    ENTRY_FAILURE = "entry-failure"
+    OUT_OF_MEMORY = "out-of-memory"
+    BAD_REQUEST = "bad-request"
+    UNKNOWN_EXIT = "unknown-exit"
+    POWER_OFF = "power-off"
+    TIMEOUT = "timeout"
+    INTERRUPTED = "interrupted"
+
+    @property
+    def is_abnormal(self) -> bool:
+        """Whether somebody will ask where the guest was."""
+        return self not in _NORMAL
+
+    def exit_status(self, code: int | None) -> int:
+        """The command's exit status for this end; `code` is the guest's exit code, if it gave one."""
+        if self is EndReason.EXIT:
+            return min(code or 0, 255)
+        return _STATUS[self]
+
+
+_STATUS = {
+    EndReason.HALT: 110,
+    EndReason.RESET: 111,
+    EndReason.TRIPLE_FAULT: 112,
+    EndReason.PANIC: 113,
+    EndReason.UNCLAIMED_IO: 114,
+    EndReason.INTERNAL_ERROR: 115,
+    EndReason.ENTRY_FAILURE: 116,
+    EndReason.OUT_OF_MEMORY: 117,
+    EndReason.BAD_REQUEST: 118,
+    EndReason.UNKNOWN_EXIT: 119,
+    EndReason.POWER_OFF: 120,
+    EndReason.TIMEOUT: 124,
+    EndReason.INTERRUPTED: 130,
+}
+_NORMAL = frozenset({EndReason.EXIT, EndReason.HALT, EndReason.RESET, EndReason.POWER_OFF, EndReason.INTERRUPTED})
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A boot mark: the value the guest wrote to port 0x80, and when, in ns since the first KVM_RUN."""
+
+    value: int
+    time_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class CpuSnapshot:
+    """One vCPU at the end of an abnormal run.
+
+    `regs` are the general registers, `special` the control registers, EFER and segment selectors;
+    `code` the bytes at the linear address `code_at` before and behind `rip` that the guest's page tables
+    show (empty where they show none); `bits` is 16, 32 or 64.
+    """
+
+    vcpu: int
+    regs: Mapping[str, int]
+    special: Mapping[str, int]
+    bits: int
+    linear_rip: int
+    code_at: int
+    code: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class RunStats:
+    """What the run cost. Times in ns; `own_ns` is the exit loop's own time, not Python's."""
+
+    wall_ns: int
+    guest_ns: int
+    own_ns: int
+    entries: int
+    exits: int
+    fast_exits: int
+    unclaimed: int
+    dropped_records: int
+
+    @property
+    def own_ns_per_exit(self) -> float:
+        """Mean ns that the C loop spent on one exit."""
+        return self.own_ns / self.exits if self.exits else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """Everything a run left behind. A plain value: it can be pickled, compared, printed.
+
+    `exits` counts the returns of KVM_RUN by reason ("IO", "MMIO", "HLT" …). `last_exits` holds the
+    newest records of each vCPU in order of time, `trace` all of them where the machine traced.
+    """
+
+    reason: EndReason
+    exit_code: int | None
+    console: bytes
+    exits: Mapping[str, int]
+    stats: RunStats
+    marks: tuple[Mark, ...] = ()
+    detail: str = ""
+    last_exits: tuple[TraceRecord, ...] = ()
+    trace: tuple[TraceRecord, ...] = ()
+    cpus: tuple[CpuSnapshot, ...] = ()
+    kvm: str = ""
+
+    @property
+    def text(self) -> str:
+        """The console as text; bytes that are no UTF-8 are replaced."""
+        return self.console.decode(errors="replace")
+
+    @property
+    def exit_status(self) -> int:
+        """The command's exit status for this result; the table is in this module's docstring."""
+        return self.reason.exit_status(self.exit_code)
+
+    def __str__(self) -> str:
+        word = f"{self.reason} {self.exit_code}" if self.exit_code is not None else str(self.reason)
+        return f"{word}: {self.detail}" if self.detail else word

@@ -1,0 +1,134 @@
+"""TraceRecord: one exit as the C loop stamped it, decoded into a value; the ring it comes from."""
+
+from __future__ import annotations
+
+import mmap
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pykvm._native import ffi, lib
+from pykvm.exits import reason_name
+
+if TYPE_CHECKING:
+    from pykvm.trace.clock import TscClock
+
+__all__ = ["RECORD_BYTES", "TraceRecord", "TraceRing", "decode_records"]
+
+RECORD_BYTES: int = ffi.sizeof("struct trace_record")
+_REGISTERS = "rip rsp rflags rax rbx rcx rdx rsi rdi r8 r9 r10".split()
+_SPECIAL = "cr0 cr3 cr4 efer cs_base cpl".split()
+_VERBS = {
+    lib.VERB_DISCARD: "discard",
+    lib.VERB_APPEND: "append",
+    lib.VERB_DOORBELL: "doorbell",
+    lib.VERB_HYPERCALL: "hypercall",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TraceRecord:
+    """One exit. Times are CLOCK_MONOTONIC ns: KVM_RUN called, returned, and the guest going on.
+
+    `reason` is the header's word ("IO", "MMIO"); `address` a port, gpa, MSR or number; `data` the first
+    bytes (at most 8) of what was written or answered; `verb` which fast verb of the C loop answered,
+    "" when Python did. `regs` holds what was synced: rip and the general registers, or also cr3 and cpl.
+    `is_done` is False for an exit that the guest never went on from.
+    """
+
+    vcpu: int
+    reason: str
+    enter_ns: int
+    exit_ns: int
+    resume_ns: int
+    address: int
+    size: int
+    count: int
+    is_write: bool
+    data: bytes
+    verb: str
+    is_done: bool
+    regs: dict[str, int]
+
+    def __str__(self) -> str:
+        rip = f" at rip={self.regs['rip']:#x}" if "rip" in self.regs else ""
+        if self.reason not in ("IO", "MMIO"):
+            return f"{self.reason}{rip}"
+        times = f" {self.count} times" if self.count > 1 else ""
+        value = int.from_bytes(self.data[: self.size], "little")
+        verb, way = ("wrote", "to") if self.is_write else ("read", "from")
+        place = f"port {self.address:#x}" if self.reason == "IO" else f"gpa {self.address:#x}"
+        return f"{self.reason} {verb} {value:#0{2 + 2 * self.size}x} {way} {place}{times}{rip}"
+
+
+def _decode(record: Any, clock: TscClock) -> TraceRecord:
+    flags = record.flags
+    regs = {name: getattr(record, name) for name in _REGISTERS} if flags & lib.RECORD_REGS else {}
+    if flags & lib.RECORD_SREGS:
+        regs.update((name, getattr(record, name)) for name in _SPECIAL)
+    size = record.size * record.count if record.count else record.size
+    return TraceRecord(
+        vcpu=record.vcpu,
+        reason=reason_name(record.reason),
+        enter_ns=clock.ns(record.enter_tsc),
+        exit_ns=clock.ns(record.exit_tsc),
+        resume_ns=clock.ns(record.resume_tsc),
+        address=record.address,
+        size=record.size,
+        count=record.count or 1,
+        is_write=bool(flags & lib.RECORD_WRITE),
+        data=bytes(ffi.buffer(record.data))[: min(size, 8)],
+        verb=_VERBS.get(record.verb, ""),
+        is_done=bool(flags & lib.RECORD_DONE),
+        regs=regs,
+    )
+
+
+def decode_records(raw: bytes, clock: TscClock) -> list[TraceRecord]:
+    """Every whole `struct trace_record` in `raw`, in order."""
+    records = ffi.from_buffer("struct trace_record[]", raw[: len(raw) // RECORD_BYTES * RECORD_BYTES])
+    return [_decode(records[i], clock) for i in range(len(records))]
+
+
+class TraceRing:
+    """The records of one vCPU: the C loop produces, take() consumes.
+
+    `capacity` is a power of two. `keep_newest` makes it a flight recorder that overwrites the oldest;
+    otherwise a full ring stops the vCPU until it is drained, or, with `drop`, drops and counts.
+    """
+
+    def __init__(self, ring: Any, capacity: int, *, keep_newest: bool, drop: bool = False) -> None:
+        self._map = mmap.mmap(-1, max(capacity * RECORD_BYTES, mmap.PAGESIZE))
+        self._hold = ffi.from_buffer(self._map)
+        self._ring = ring
+        self._keep_newest = keep_newest
+        ring.records = ffi.cast("struct trace_record *", self._hold)
+        ring.capacity = capacity
+        mode = lib.RING_DROP if drop else lib.RING_STOP
+        ring.mode = lib.RING_OVERWRITE if keep_newest else mode
+
+    @property
+    def dropped(self) -> int:
+        """Records lost because the ring was full, by the user's choice."""
+        return int(self._ring.dropped)
+
+    def take(self) -> bytes:
+        """The raw bytes of all completed records, in order; a stopping ring is empty afterwards."""
+        head, capacity = self._ring.head, self._ring.capacity
+        tail = max(head - capacity, 0) if self._keep_newest else self._ring.tail
+        first, last = tail % capacity, head % capacity
+        if head == tail:
+            return b""
+        if first < last:
+            raw = self._map[first * RECORD_BYTES : last * RECORD_BYTES]
+        else:
+            raw = self._map[first * RECORD_BYTES : capacity * RECORD_BYTES] + self._map[: last * RECORD_BYTES]
+        if not self._keep_newest:
+            self._ring.tail = head
+        return raw
+
+    def close(self) -> None:
+        """Give the memory back; the vCPU must not run any more."""
+        self._ring.capacity = 0
+        self._ring.records = ffi.NULL
+        ffi.release(self._hold)
+        self._map.close()
