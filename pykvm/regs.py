@@ -222,20 +222,24 @@ def initial_state(
     """
     if mode is CpuMode.RESET:
         state = _reset_state()
+    elif mode is CpuMode.REAL16:
+        _check_reach(mode, entry, stack, layout.LEGACY_END)
+        state = _real_state(entry, stack)
     else:
-        limit = layout.LEGACY_END if mode is CpuMode.REAL16 else layout.FOUR_GIB
-        if not 0 <= entry < limit or not 0 <= stack <= limit:
-            raise ConfigError(
-                f"{mode.value}: the entry {entry:#x} and the stack {stack:#x} must lie below {limit:#x}"
-            )
-        state = _real_state(entry, stack) if mode is CpuMode.REAL16 else _protected_state(mode, entry, boot)
-        if mode is not CpuMode.REAL16:
-            state.regs["rsp"] = stack
+        _check_reach(mode, entry, stack, layout.FOUR_GIB)
+        state = _protected_state(mode, entry, stack, boot)
     for name, value in (regs or {}).items():
         if name not in state.regs:
             raise ConfigError(f"there is no register {name!r}; there are {' '.join(_REGISTERS)}")
         state.regs[name] = value
     return state
+
+
+def _check_reach(mode: CpuMode, entry: int, stack: int, limit: int) -> None:
+    if not 0 <= entry < limit or not 0 <= stack <= limit:
+        raise ConfigError(
+            f"{mode.value}: the entry {entry:#x} and the stack {stack:#x} must lie below {limit:#x}"
+        )
 
 
 def _gdt(mode: CpuMode, tss: int) -> bytes:
@@ -251,14 +255,15 @@ def _tss() -> bytes:
     return bytes(_TSS_BYTES - 2) + pack("<H", _TSS_BYTES)
 
 
-def _protected_state(mode: CpuMode, entry: int, boot: int) -> CpuState:
+def _protected_state(mode: CpuMode, entry: int, stack: int, boot: int) -> CpuState:
     code, data = {
         CpuMode.LONG64: (_FLAT[KERNEL_CODE64], _FLAT[KERNEL_DATA]),
         CpuMode.USER64: (_FLAT[USER_CODE64], _FLAT[USER_DATA]),
     }.get(mode, (_FLAT[KERNEL_CODE32], _FLAT[KERNEL_DATA]))
     rflags = _RFLAGS_ONE | (_RFLAGS_IOPL3 if mode is CpuMode.USER64 else 0)
+    rsp = stack if mode in _IS_64BIT else stack % (1 << 32)
     return CpuState(
-        regs=dict.fromkeys(_REGISTERS, 0) | {"rip": entry, "rflags": rflags},
+        regs=dict.fromkeys(_REGISTERS, 0) | {"rip": entry, "rsp": rsp, "rflags": rflags},
         segments={
             "cs": code,
             **dict.fromkeys(_DATA_NAMES, data),
