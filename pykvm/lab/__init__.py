@@ -75,6 +75,7 @@ The init's configuration
     root    SOURCE FSTYPE OPTIONS          the host's files, mounted read-only under an overlay in memory
     share   SOURCE FSTYPE OPTIONS          the shared folder, if the job has one
     start   NUMBER                         seconds to wait for the devices of root, share and channel
+    name    NAME                           the lab's host name
 
 The init mounts proc, sys, dev, devpts, /dev/shm, /run, cgroup2, tracefs and debugfs, brings the loopback
 network up, and makes the overlay the root by moving it (so that namespaces and pivot_root work inside).

@@ -79,9 +79,13 @@ class Backend(Protocol):
     """The Debian kernel it boots: `amd64` for linux-image-amd64, `cloud-amd64` for the cloud one."""
 
     default_mem_mib: int
+    default_smp: int
 
     boot_limit_s: float
     """How long a boot may take until the init says HELLO, on a slow and busy host."""
+
+    grace_s: float
+    """How long the lab may take to end in order, with its results saved, after a time-out."""
 
     def check(self, options: Options) -> None:
         """Raise ConfigError if `options` ask for what it can't do."""
@@ -96,5 +100,5 @@ class Backend(Protocol):
         ...
 
     def collect(self, options: Options, job: Job, room: Path) -> None:
-        """Bring results back to `options.share`; called once after the emulator has ended, whatever the end."""
+        """Bring results back to `options.share`; called once when the emulator has ended, however it did."""
         ...

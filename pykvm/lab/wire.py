@@ -12,7 +12,18 @@ from dataclasses import dataclass
 
 from pykvm.errors import LabError
 
-__all__ = ["MAX_PAYLOAD", "PROTOCOL", "WINDOW", "Decoder", "Ending", "Frame", "How", "Kind", "encode", "encode_job"]
+__all__ = [
+    "MAX_PAYLOAD",
+    "PROTOCOL",
+    "WINDOW",
+    "Decoder",
+    "Ending",
+    "Frame",
+    "How",
+    "Kind",
+    "encode",
+    "encode_job",
+]
 
 PROTOCOL = 1
 MAX_PAYLOAD = 16 * 1024

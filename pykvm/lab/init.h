@@ -1,0 +1,53 @@
+/* What the two halves of the lab's init share: init.c boots, relay.c runs the command for the host.
+ * The channel's frames and /lab.conf are described in the docstring of pykvm.lab. */
+#ifndef PYKVM_LAB_INIT_H
+#define PYKVM_LAB_INIT_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+enum {
+	PROTOCOL = 1,
+	MAX_PAYLOAD = 16 * 1024,
+	WINDOW = 256 * 1024,
+	MAX_JOB = 8 * 1024 * 1024,
+	E9_PORT = 0xe9,
+};
+
+enum kind {
+	HELLO = 'H', STAGE = 'L', FAIL = 'F', DATA = 'D', CREDIT = 'W', EXIT = 'X',
+	PING = 'P', JOB = 'J', SIGNAL = 'S', SIZE = 'Z',
+};
+
+enum how { EXITED = 0, SIGNALLED = 1, NOT_STARTED = 2 };
+
+/* The command and how to run it. The strings belong to the job's own buffer. */
+struct job {
+	char **argv, **env;
+	const char *cwd, *share;
+	unsigned short rows, columns; /* 0: no terminal */
+	bool merge;
+};
+
+/* How it ended, for EXIT. */
+struct ending {
+	enum how how;
+	int value;
+	char text[256];
+};
+
+/* init.c */
+void stage(const char *format, ...) __attribute__((format(printf, 1, 2)));
+_Noreturn void fail(const char *format, ...) __attribute__((format(printf, 1, 2)));
+_Noreturn void power_off(void);
+
+/* relay.c */
+void channel_open(const char *in, const char *out, int seconds);
+bool channel_is_open(void);
+void channel_send(enum kind kind, unsigned stream, const void *payload, size_t length);
+void channel_await_hangup(int seconds);
+struct job receive_job(void);
+struct ending run_command(const struct job *job);
+
+#endif
