@@ -7,17 +7,15 @@ and the firmware go to `pykvm/_guests/` and travel in the wheel; their sources t
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import re
 import subprocess
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from setuptools.command.build_ext import build_ext
 from setuptools.command.sdist import sdist
-
-if TYPE_CHECKING:
-    from types import ModuleType
 
 __all__ = ["BuildExt", "SourceDist", "make_ffi"]
 
@@ -96,14 +94,14 @@ def make_ffi() -> Any:
     return ffi
 
 
-def _toolchain() -> ModuleType:
-    """pykvm.toolchain, loaded by its path: the package itself needs the extension that is not built yet."""
-    spec = importlib.util.spec_from_file_location("pykvm_toolchain", PACKAGE / "toolchain.py")
-    if spec is None or spec.loader is None:
-        raise ImportError("pykvm/toolchain.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def _build_guests(out: Path) -> None:
+    """Build the guests with pykvm's own tool chain, which needs nothing that is not built yet."""
+    sys.path.insert(0, str(ROOT))
+    try:
+        toolchain = importlib.import_module("pykvm.toolchain")
+    finally:
+        sys.path.remove(str(ROOT))
+    toolchain.build_all(ROOT, out)
 
 
 class BuildExt(build_ext):
@@ -120,7 +118,7 @@ class BuildExt(build_ext):
         extension.extra_compile_args = ["-O2", "-std=gnu11", "-Wall", "-Wextra", "-Wno-missing-field-initializers"]
         super().run()
         package = PACKAGE if self.inplace else Path(self.build_lib) / "pykvm"
-        _toolchain().build_all(ROOT, package / "_guests")
+        _build_guests(package / "_guests")
 
 
 class SourceDist(sdist):

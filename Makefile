@@ -1,0 +1,65 @@
+# pykvm. `make demo` and `make test` do all their own set-up on a machine that has python3 and gcc.
+# `make help` lists the targets.
+
+SHELL := /bin/bash
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+# Debian package -> a test that what it brings is there; only what is missing gets installed
+NEEDS := python3-venv='$(PYTHON) -c "import ensurepip"' \
+	python3-dev='$(PYTHON) -c "import os,sysconfig as s;os.stat(s.get_path(\"include\")+\"/Python.h\")"' \
+	gcc='gcc --version' libc6-dev='test -e /usr/include/linux/kvm.h'
+# the extension, the guests and the firmware are made again when one of these changes
+BUILT_FROM := pyproject.toml pykvm/_build.py pykvm/toolchain.py pykvm/ioctls.py pykvm/kvm_api.cdef \
+	$(wildcard pykvm/*.c pykvm/*.h) $(shell find guests firmware -type f -not -name '*.md')
+READY := $(VENV)/ready
+
+.PHONY: demo test test-unit test-native test-lab test-one lint bench guests clean setup help
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(READY) ## make the venv and build pykvm, the guests and the firmware in place
+
+$(READY): $(BUILT_FROM)
+	@missing=; for need in $(NEEDS); do \
+	    sh -c "$${need#*=}" >/dev/null 2>&1 || missing="$$missing $${need%%=*}"; done; \
+	if [ -n "$$missing" ]; then \
+	    if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	        echo "installing Debian packages:$$missing"; \
+	        apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
+	    else echo "pykvm needs packages that are missing; install them: sudo apt-get install$$missing" >&2; exit 1; fi; fi
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+guests: $(READY) ## build the guests and the firmware again
+	$(BIN)/python -c 'from pathlib import Path; from pykvm.toolchain import build_all; build_all(Path.cwd(), Path.cwd() / "pykvm/_guests")'
+
+demo: $(READY) ## boot a guest and show what it cost
+	$(BIN)/pykvm run 01_hello
+
+test-unit: $(READY) ## tests that need no KVM
+	$(BIN)/pytest tests/unit
+
+test-native: $(READY) ## unit tests, and the KVM tests on this machine's own KVM
+	$(BIN)/pytest tests/unit tests/kvm
+
+test: $(READY) ## all tests
+	$(BIN)/pytest tests/unit tests/kvm
+
+test-one: $(READY) ## one test by T=path[::name] or T='-k word'
+	$(BIN)/pytest $(T)
+
+lint: $(READY) ## ruff and mypy
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+bench: $(READY) ## figures, as ratios against a C floor in the same run
+	$(BIN)/python -m tests.bench
+
+clean: ## remove everything that was built
+	rm -rf $(VENV) build dist pykvm.egg-info pykvm/_guests pykvm/_native*.so pykvm/_native.c
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

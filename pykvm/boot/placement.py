@@ -1,0 +1,81 @@
+"""Puts a checked image, and what its CPU mode needs around it, into guest memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pykvm import layout
+from pykvm.boot import multiboot
+from pykvm.boot.image import Image, check_fits
+from pykvm.regs import CpuMode, CpuState, boot_structures, initial_state
+
+if TYPE_CHECKING:
+    from pykvm.memory import GuestMemory
+
+__all__ = ["Placement", "place"]
+
+_INFO_OFFSET = 0x8000
+_RAM = 1  # the type of usable memory in a multiboot memory map
+_NO_STATE = CpuState({}, {}, {}, {})
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """What the first vCPU starts with."""
+
+    state: CpuState = _NO_STATE
+
+
+def boot_area(memory_bytes: int) -> int:
+    """The gpa of BOOT: 0x90000, or the last 64 KiB of a smaller RAM."""
+    if memory_bytes >= layout.LOW_END:
+        return layout.BOOT
+    return max(memory_bytes - layout.BOOT_SIZE_BYTES, 0)
+
+
+def memory_map(memory: GuestMemory) -> list[tuple[int, int, int]]:
+    """(gpa, size in bytes, type) of RAM for the guest: low memory, from 1 MiB on, and above 4 GiB."""
+    entries = []
+    for block in memory.ram():
+        if block.start == 0 and block.stop > layout.LEGACY_END:
+            entries.append((0, layout.LOW_END, _RAM))
+            entries.append((layout.LEGACY_END, block.stop - layout.LEGACY_END, _RAM))
+        elif block.start == 0:
+            entries.append((0, min(block.stop, layout.LOW_END), _RAM))
+        else:
+            entries.append((block.start, len(block), _RAM))
+    return entries
+
+
+def place(image: Image, memory: GuestMemory, *, cmdline: str, modules: Sequence[tuple[bytes, str]]) -> Placement:
+    """Write `image` into `memory` and return the first vCPU's state.
+
+    Raises ImageError if the image does not fit, ConfigError if what surrounds it does not.
+    """
+    boot = boot_area(memory.size_bytes)
+    pieces = boot_structures(image.mode, boot, memory.size_bytes)
+    reserved = [range(gpa, gpa + len(data)) for gpa, data in pieces.items()]
+    check_fits(image, memory.ram(), reserved)
+    for gpa, data in pieces.items():
+        memory.write(gpa, data)
+    for segment in image.segments:
+        memory.write(segment.gpa, segment.data)
+    regs = _multiboot(image, memory, boot, cmdline, modules) if image.kind == "multiboot" else {}
+    stack = min(layout.BOOT_SECTOR, memory.size_bytes) if image.mode is CpuMode.REAL16 else boot
+    return Placement(initial_state(image.mode, image.entry, boot=boot, stack=stack, regs=regs))
+
+
+def _multiboot(
+    image: Image, memory: GuestMemory, boot: int, cmdline: str, modules: Sequence[tuple[bytes, str]]
+) -> dict[str, int]:
+    """Write modules and boot information; EAX and EBX as the specification wants them."""
+    placed = multiboot.place_modules(image, [len(data) for data, _ in modules], memory.ram())
+    for gpa, (data, _) in zip(placed, modules, strict=True):
+        memory.write(gpa, data)
+    told = [multiboot.Module(gpa, len(data), line) for gpa, (data, line) in zip(placed, modules, strict=True)]
+    at = boot + _INFO_OFFSET
+    info = multiboot.build_info(image, at=at, memory_map=memory_map(memory), cmdline=cmdline, modules=told)
+    memory.write(at, info)
+    return {"rax": multiboot.BOOT_MAGIC, "rbx": at}

@@ -1,0 +1,134 @@
+"""pykvm run: one guest, from its image to its exit status."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pykvm.result import RunResult
+
+__all__ = ["command", "machine_options"]
+
+_MODES = ["real16", "prot32", "paged32", "long64", "user64", "reset"]
+
+
+class _Number(click.ParamType):
+    """A number in any of Python's notations: 4096, 0x1000."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        try:
+            return int(value, 0) if isinstance(value, str) else int(value)
+        except ValueError:
+            self.fail(f"{value!r} is no number; give one like 4096 or 0x1000", param, ctx)
+
+
+def _complete_image(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:  # noqa: ARG001 - click's
+    from click.shell_completion import CompletionItem
+
+    from pykvm.errors import ImageNotFoundError
+    from pykvm.guests import all_guests
+
+    try:
+        names = [n for n in all_guests() if n.startswith(incomplete)]
+    except ImageNotFoundError:
+        names = []
+    return [*map(CompletionItem, names), CompletionItem(incomplete, type="file")]
+
+
+_OPTIONS = [
+    click.option("-m", "--memory", metavar="SIZE", help="Guest RAM, as in 64M or 2G.  [default: 64M, or the guest's own]"),
+    click.option("-c", "--smp", "vcpus", type=int, metavar="N", help="Number of vCPUs.  [default: 1, or the guest's own]"),
+    click.option("--mode", type=click.Choice(_MODES), help="CPU mode to start in, where the image does not say."),
+    click.option("--address", type=_Number(), help="Where a flat image is loaded (a guest-physical address)."),
+    click.option("--entry", type=_Number(), help="Where to start, if not where the image says."),
+    click.option("--append", "cmdline", default="", metavar="TEXT", help="Command line for a multiboot kernel."),
+    click.option(
+        "--module",
+        "modules",
+        multiple=True,
+        metavar="FILE[ TEXT]",
+        help="A module for a multiboot kernel, with its command line; repeat for more.",
+    ),
+    click.option("--board", type=click.Choice(["pykvm", "testdev"]), help="Which devices sit where.  [default: pykvm]"),
+    click.option("--irqchip/--no-irqchip", default=None, help="PIC, IOAPIC, local APICs and PIT in the kernel."),
+    click.option("--cpu-vendor", "vendor", type=click.Choice(["intel", "amd"]), help="Vendor that CPUID names."),
+    click.option(
+        "--unclaimed",
+        type=click.Choice(["stop", "float"]),
+        help="I/O where no device answers: end the run, or read all ones.  [default: stop]",
+    ),
+    click.option("-t", "--timeout", type=float, metavar="SECONDS", help="End the run after this long.  [default: never]"),
+]
+
+
+def machine_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that describe a machine and its image, for every command that runs one."""
+    for option in reversed(_OPTIONS):
+        function = option(function)
+    return click.argument("image", shell_complete=_complete_image)(function)
+
+
+@click.command()
+@machine_options
+@click.option("-q", "--quiet", is_flag=True, help="Print nothing but what the guest prints.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout, the console in it.")
+def command(image: str, quiet: bool, as_json: bool, **options: Any) -> int:
+    """Run IMAGE and show what it prints.
+
+    IMAGE is a guest's name (see `pykvm guests`) or a file: flat binary, ELF, multiboot kernel, or a raw
+    disk image with a boot sector. Its format is recognised from its bytes. What is typed goes to the
+    guest's serial port; Ctrl-A X leaves, and so does Ctrl-C while the guest does not read its input.
+
+    \b
+    The exit status is the guest's exit code, or the word for how it ended:
+      110 halt            114 unclaimed I/O    118 bad request    130 interrupted
+      111 reset           115 internal error   119 unknown exit   125 pykvm failed
+      112 triple fault    116 entry failure    120 power-off      126 image can't be run
+      113 panic           117 out of memory    124 time limit     127 no such image
+
+    \b
+    Examples:
+      pykvm run 01_hello
+      pykvm run --mode real16 --address 0x7c00 boot.bin
+      pykvm run --board testdev kernel.flat --append "arg1 arg2" --timeout 10
+    """
+    from pykvm.session import run_image
+
+    result = run_image(image, options, show=not as_json)
+    if as_json:
+        _print_json(result)
+    elif not quiet:
+        _print_end(result)
+    return result.exit_status
+
+
+def _print_end(result: RunResult) -> None:
+    """One line of what it cost; at an abnormal end also the report."""
+    from pykvm.report import render
+
+    sys.stdout.flush()
+    if result.reason.is_abnormal:
+        print(f"pykvm: {result}", file=sys.stderr)
+        if report := render(result):
+            print(report, file=sys.stderr)
+    exits = ", ".join(f"{count} {name}" for name, count in result.exits.items()) or "none"
+    print(f"pykvm: {_word(result)} after {result.stats.wall_ns / 1e6:.1f} ms; exits: {exits}", file=sys.stderr)
+
+
+def _word(result: RunResult) -> str:
+    return f"exit code {result.exit_code}" if result.exit_code is not None else str(result.reason)
+
+
+def _print_json(result: RunResult) -> None:
+    import json
+
+    from pykvm.session import result_as_json
+
+    print(json.dumps(result_as_json(result), indent=2))

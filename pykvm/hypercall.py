@@ -1,0 +1,81 @@
+"""The paravirtual ABI, host side: what a guest asks for with one OUT of an argument struct's gpa.
+
+The numbers, offsets and error codes have their home in guests/include/hypercall_abi.h. The C exit loop
+answers the frequent calls; what it does not know, or finds wrong, comes here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from pykvm._native import ffi, lib
+from pykvm.errors import GuestAddressError
+
+if TYPE_CHECKING:
+    from pykvm.memory import GuestMemory
+
+__all__ = ["HypercallPort"]
+
+_SIZE: int = ffi.sizeof("struct hypercall")
+_LONGEST = 1 << 20
+
+
+class HypercallPort:
+    """The device at layout.HYPERCALL: reads the struct in guest memory, does the call, writes the result."""
+
+    def __init__(
+        self,
+        memory: GuestMemory,
+        *,
+        output: Callable[[bytes], None],
+        on_exit: Callable[[int], None],
+        on_mark: Callable[[int], None],
+    ) -> None:
+        self._memory = memory
+        self._output = output
+        self._on_exit = on_exit
+        self._on_mark = on_mark
+        self._calls: dict[int, Callable[[Any], int]] = {
+            lib.HC_VERSION: lambda _: int(lib.HYPERCALL_ABI_VERSION),
+            lib.HC_EXIT: self._exit,
+            lib.HC_CONSOLE_WRITE: self._console_write,
+            lib.HC_TIME: lambda _: time.monotonic_ns(),
+            lib.HC_MARK: self._mark,
+        }
+
+    def read(self, offset: int, size: int) -> bytes:  # noqa: ARG002 - every offset is the same
+        """Answer the ABI's version, so that a guest can find out whether it runs on pykvm."""
+        return int(lib.HYPERCALL_ABI_VERSION).to_bytes(size, "little")
+
+    def write(self, offset: int, data: bytes) -> None:  # noqa: ARG002 - the call starts at any offset
+        """Do the call whose struct is at the gpa in `data`.
+
+        Raises GuestAddressError if the struct itself is not in guest RAM: there is no place for an answer.
+        """
+        gpa = int.from_bytes(data, "little")
+        raw = self._memory.read(gpa, _SIZE)
+        self._memory.view(gpa, _SIZE, writable=True).release()
+        request = ffi.from_buffer("struct hypercall *", bytearray(raw))
+        call = self._calls.get(request.number)
+        try:
+            result = call(request) if call else int(lib.HC_ENOSYS)
+        except GuestAddressError:
+            result = int(lib.HC_EFAULT)
+        self._memory.write(gpa + lib.HC_RESULT, result.to_bytes(8, "little", signed=True))
+
+    def _exit(self, request: Any) -> int:
+        self._on_exit(request.arg[0])
+        return 0
+
+    def _console_write(self, request: Any) -> int:
+        gpa, size = request.arg[0], request.arg[1]
+        if size > _LONGEST:
+            return int(lib.HC_EINVAL)
+        self._output(self._memory.read(gpa, size))
+        return int(size)
+
+    def _mark(self, request: Any) -> int:
+        self._on_mark(request.arg[0])
+        return 0

@@ -1,0 +1,447 @@
+"""Machine: a board put together from the parts. load() an image, run() it, get a RunResult."""
+
+from __future__ import annotations
+
+import select
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from pykvm import layout
+from pykvm._native import ffi, lib
+from pykvm.boards import Board, attach_board
+from pykvm.boot import Image, load
+from pykvm.boot.placement import Placement, place
+from pykvm.bus import Bus
+from pykvm.console import Console
+from pykvm.cpuid import policy
+from pykvm.errors import ConfigError, ImageNotFoundError, KvmError, PykvmError
+from pykvm.exits import Exit, reason_name
+from pykvm.guests import find
+from pykvm.kvm import Kvm
+from pykvm.memory import GuestMemory, parse_size
+from pykvm.regs import CpuMode
+from pykvm.report import cpu_snapshot
+from pykvm.result import EndReason, Mark, RunResult, RunStats
+from pykvm.runner import Ending, VcpuRunner
+from pykvm.trace.clock import TscClock
+from pykvm.trace.record import TraceRecord, TraceRing, decode_records
+from pykvm.vm import GsiLine, Vm
+
+if TYPE_CHECKING:
+    from pykvm.vcpu import Vcpu
+
+__all__ = ["Machine", "MachineSpec"]
+
+_FLIGHT_RECORDS = 64
+_TRACE_RECORDS = 1 << 14
+_KICK_AGAIN_S = 0.02
+_PUMP_MS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class MachineSpec:
+    """What a machine is made of; a plain value that can be pickled.
+
+    `memory_bytes` of RAM; `irqchip` None means: where it is needed (several vCPUs, the testdev board).
+    `unclaimed` is "stop" or "float". `trace` keeps a record of every exit, with cr3 and cpl.
+    """
+
+    memory_bytes: int = 64 << 20
+    vcpus: int = 1
+    board: str = "pykvm"
+    irqchip: bool | None = None
+    unclaimed: str = "stop"
+    trace: bool = False
+    vendor: str | None = None
+
+    @property
+    def has_irqchip(self) -> bool:
+        """Whether the machine gets an in-kernel irqchip and PIT."""
+        if self.irqchip is None:
+            return self.vcpus > 1 or self.board == "testdev"
+        return self.irqchip
+
+
+class Machine:
+    """A virtual machine, from its parts to its result.
+
+    >>> with Machine(memory="2M") as machine:
+    ...     machine.load("01_hello")
+    ...     result = machine.run(timeout=5)
+    >>> result.reason, result.exit_code
+    (<EndReason.EXIT: 'exit'>, 0)
+
+    `memory` is a size ("64M", bytes); the other options are those of MachineSpec. `console` is called
+    with each piece of output as it comes. `handlers` maps kinds of Exit to functions (vcpu, exit)
+    that replace the machine's own answer. A machine runs once.
+    """
+
+    def __init__(
+        self,
+        memory: str | int = "64M",
+        vcpus: int = 1,
+        *,
+        console: Callable[[bytes], None] | None = None,
+        handlers: dict[type[Exit], Callable[[Vcpu, Any], None]] | None = None,
+        **options: Any,
+    ) -> None:
+        """Raises ConfigError for what can't be built and KvmUnavailableError where there is no KVM."""
+        self.spec = MachineSpec(parse_size(memory), vcpus, **options)
+        _check_spec(self.spec)
+        self.handlers = dict(handlers or {})
+        self.ports = Bus("ports")
+        self.mmio = Bus("MMIO")
+        self.unclaimed = 0
+        self.marks: list[tuple[int, int]] = []
+        self.image: Image | None = None
+        self._placement = Placement()
+        self._rings: list[TraceRing] = []
+        self._raw: list[list[bytes]] = []
+        self._lock = threading.Lock()
+        self._drain_lock = threading.Lock()
+        self.vcpus: list[Vcpu] = []
+        self.vm: Vm | None = None
+        self._has_run = False
+        self.kvm = Kvm()
+        try:
+            self.memory = GuestMemory(self.spec.memory_bytes)
+            self._shared = ffi.new("struct loop_shared *")
+            self._ending = Ending()
+            self._console = Console(ffi.addressof(self._shared, "console"), console)
+        except PykvmError:
+            self.kvm.close()
+            raise
+
+    @classmethod
+    def from_spec(cls, spec: MachineSpec, **more: Any) -> Self:
+        """A machine from a MachineSpec; `more` are console and handlers."""
+        options = {name: getattr(spec, name) for name in ("board", "irqchip", "unclaimed", "trace", "vendor")}
+        return cls(spec.memory_bytes, spec.vcpus, **options, **more)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Take the machine apart: vCPUs, VM, memory, fds. Nothing of it stays."""
+        if self.kvm.fd < 0:
+            return
+        for vcpu in self.vcpus:
+            vcpu.close()
+        for ring in self._rings:
+            ring.close()
+        if self.vm:
+            self.vm.close()
+        self._console.close()
+        self._ending.close()
+        self.memory.close()
+        self.kvm.close()
+
+    # ---- loading
+
+    def load(
+        self,
+        source: str | Path | bytes,
+        *,
+        mode: str | CpuMode | None = None,
+        address: int | None = None,
+        entry: int | None = None,
+        cmdline: str = "",
+        modules: list[tuple[bytes, str]] | None = None,
+    ) -> Image:
+        """Put an image into memory: a guest's name, a file, or the bytes themselves.
+
+        `mode` is a word of CpuMode, `address` and `entry` are gpas; `cmdline` and `modules` (contents and
+        command line) are for multiboot kernels. A guest by name brings the machine it asks for, as
+        far as nothing else was said. Raises ImageError with one line that says what is wrong.
+        """
+        if self.vm is not None:
+            raise ConfigError("this machine has been loaded already; make a new one")
+        mode = CpuMode(mode) if isinstance(mode, str) else mode
+        if isinstance(source, str):
+            source, mode = self._by_name(source, mode)
+        self.image = load(source, mode=mode, address=address, entry=entry, limit_bytes=self.spec.memory_bytes)
+        self._placement = place(self.image, self.memory, cmdline=cmdline, modules=modules or [])
+        self._build()
+        return self.image
+
+    def _by_name(self, name: str, mode: CpuMode | None) -> tuple[Path, CpuMode | None]:
+        path = Path(name)
+        if "/" in name or path.exists():
+            return path, mode
+        guest = find(name)
+        if guest is None:
+            raise ImageNotFoundError(f"{name}: no such file and no such guest; `pykvm guests` lists the guests")
+        wants = {k: v for k, v in guest.machine.items() if k in ("irqchip", "unclaimed", "board")}
+        unset = {k: v for k, v in wants.items() if getattr(self.spec, k) == getattr(_DEFAULT, k)}
+        self.spec = replace(self.spec, **unset)
+        word = mode.value if mode else next(iter(guest.images))
+        return guest.image(word), mode if mode or word == "reset" else CpuMode(word)
+
+    # ---- building
+
+    def _build(self) -> None:
+        spec = self.spec
+        self.vm = vm = Vm(self.kvm)
+        if spec.vcpus > (most := max(vm.check_extension("KVM_CAP_MAX_VCPUS"), 1)):
+            raise ConfigError(f"{spec.vcpus} vCPUs: this KVM allows {most}")
+        for number, slot in enumerate(self.memory.slots):
+            vm.set_memory_slot(number, slot)
+        vm.set_tss_address()
+        vm.set_identity_map_address()
+        if spec.has_irqchip:
+            vm.create_irqchip()
+            vm.create_pit()
+        self._attach(most)
+        self._share_slots()
+        for number in range(spec.vcpus):
+            self.vcpus.append(self._make_vcpu(vm, number))
+
+    def _attach(self, max_vcpus: int) -> None:
+        vm = self.vm
+        assert vm is not None  # noqa: S101 - for the type checker; _build() made it
+        board = Board(
+            ports=self.ports,
+            mmio=self.mmio,
+            memory=self.memory,
+            vcpus=self.spec.vcpus,
+            max_vcpus=max_vcpus,
+            output=self._console.write,
+            irq_line=lambda gsi: GsiLine(vm, gsi) if vm.has_irqchip else None,
+            end=lambda reason, code, detail: self._ending.finish(reason, code=code, detail=detail),
+            mark=lambda value: self.marks.append((value, time.monotonic_ns())),
+            flush_page=self._flush_page,
+        )
+        self.serial = attach_board(self.spec.board, board)
+        if self.spec.board == "pykvm":
+            self.fast_port(layout.DEBUG_CONSOLE, lib.VERB_APPEND)
+            self.fast_port(layout.HYPERCALL, lib.VERB_HYPERCALL)
+
+    def fast_port(self, where: range, verb: int, *, doorbell_fd: int = -1) -> int:
+        """Let the C exit loop answer writes to the ports of `where` with a VERB_*; its index.
+
+        Before run() only. VERB_APPEND appends to the console; a doorbell signals `doorbell_fd`. Raises
+        ConfigError if the table is full or a port is fast already.
+        """
+        used = [i for i in range(1, lib.FAST_PORTS_MAX) if self._shared.fast_ports[i].verb]
+        index = len(used) + 1
+        if index >= lib.FAST_PORTS_MAX or any(self._shared.fast_index[port] for port in where):
+            raise ConfigError(f"fast ports {where.start:#x}-{where.stop - 1:#x}: taken, or the table is full")
+        fast = self._shared.fast_ports[index]
+        fast.verb, fast.doorbell_fd, fast.ring = verb, doorbell_fd, ffi.addressof(self._shared, "console")
+        for port in where:
+            self._shared.fast_index[port] = index
+        return index
+
+    def _share_slots(self) -> None:
+        for i, slot in enumerate(self.memory.slots):
+            target = self._shared.slots[i]
+            target.gpa, target.size, target.read_only = slot.gpa, slot.size_bytes, slot.read_only
+            target.host = ffi.cast("uint8_t *", slot.hva)
+        self._shared.slot_count = len(self.memory.slots)
+
+    def _make_vcpu(self, vm: Vm, number: int) -> Vcpu:
+        spec = self.spec
+        vcpu = vm.create_vcpu(number)
+        rows = policy(
+            self.kvm.supported_cpuid(),
+            apic_id=number,
+            vcpus=spec.vcpus,
+            irqchip=spec.has_irqchip,
+            vendor=spec.vendor,
+        )
+        vcpu.set_cpuid(rows)
+        vcpu.share(self._shared)
+        vcpu.sync_registers(special=spec.trace)
+        capacity = _TRACE_RECORDS if spec.trace else _FLIGHT_RECORDS
+        ring = TraceRing(ffi.addressof(vcpu.loop, "trace"), capacity, keep_newest=not spec.trace)
+        self._rings.append(ring)
+        self._raw.append([])
+        if number == 0:
+            vcpu.apply(self._placement.state)
+        return vcpu
+
+    def _flush_page(self, gpa: int) -> None:
+        """Take the page's slot away and give it back: KVM drops its page tables with it."""
+        vm = self.vm
+        assert vm is not None  # noqa: S101 - for the type checker; devices come after the VM
+        for number, slot in enumerate(self.memory.slots):
+            if slot.gpa <= gpa < slot.end:
+                vm.delete_memory_slot(number)
+                vm.set_memory_slot(number, slot)
+
+    # ---- running
+
+    def run(self, *, timeout: float | None = None) -> RunResult:
+        """Run the guest to its end, at most `timeout` seconds, and say how it ended.
+
+        Ctrl-C ends the run with EndReason.INTERRUPTED. Raises ConfigError if nothing is loaded or the
+        machine has run before, and KvmError where KVM itself fails.
+        """
+        if self.vm is None or self._has_run:
+            raise ConfigError("a machine runs once, after load(); make a new one")
+        self._has_run = True
+        clock = TscClock()
+        runners = [self._make_runner(vcpu) for vcpu in self.vcpus]
+        start_ns = time.monotonic_ns()
+        for runner in runners:
+            runner.thread.start()
+        try:
+            self._supervise(timeout)
+        except KeyboardInterrupt:
+            self._ending.finish(EndReason.INTERRUPTED)
+        finally:
+            self._stop(runners)
+        wall_ns = time.monotonic_ns() - start_ns
+        if self._ending.failure:
+            raise self._ending.failure
+        clock.settle()
+        return self._result(clock, start_ns, wall_ns)
+
+    def _make_runner(self, vcpu: Vcpu) -> VcpuRunner:
+        return VcpuRunner(
+            vcpu,
+            ports=self.ports,
+            mmio=self.mmio,
+            ending=self._ending,
+            lock=self._lock,
+            unclaimed=self._on_unclaimed,
+            drain=self._drain,
+            handlers=self.handlers,
+        )
+
+    def stop(self, reason: EndReason = EndReason.INTERRUPTED, detail: str = "") -> None:
+        """End the run from any thread."""
+        self._ending.finish(reason, detail=detail)
+
+    def send(self, data: bytes) -> int:
+        """Type `data` on the guest's serial console, from any thread: how many bytes it took.
+
+        Fewer than all means that the guest has left its input unread: try the rest later.
+        """
+        with self._lock:
+            return self.serial.receive(data)
+
+    def _supervise(self, timeout: float | None) -> None:
+        """Hand output on as it comes, until the run is over.
+
+        After each wake-up the console rests for a few ms, so that a guest that prints pays for a signal
+        to us now and then and not with every byte.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        over, both = select.poll(), select.poll()
+        for poll in (over, both):
+            poll.register(self._ending.fd, select.POLLIN)
+        both.register(self._console.wake_fd, select.POLLIN)
+        while not self._ending.is_over:
+            over.poll(_PUMP_MS)
+            self._console.pump_before_sleep()
+            self._drain_traces()
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                self._ending.finish(EndReason.TIMEOUT, detail=f"the guest ran for {timeout:g} s")
+                return
+            both.poll(None if left is None else left * 1000)
+
+    def _stop(self, runners: list[VcpuRunner]) -> None:
+        """Kick every vCPU until its thread has ended; a full ring is drained meanwhile."""
+        self._ending.finish(EndReason.INTERRUPTED)
+        for runner in runners:
+            while runner.thread.is_alive():
+                runner.vcpu.kick()
+                self._console.pump()
+                self._drain_traces()
+                runner.thread.join(_KICK_AGAIN_S)
+        for runner in runners:
+            lib.exit_loop_settle(runner.vcpu.loop)
+        self._console.pump()
+
+    def _drain(self, number: int) -> None:
+        """Empty the rings that stopped vCPU `number`; called by its thread."""
+        self._console.pump()
+        with self._drain_lock:
+            self._raw[number].append(self._rings[number].take())
+
+    def _drain_traces(self) -> None:
+        if self.spec.trace:
+            with self._drain_lock:
+                for raw, ring in zip(self._raw, self._rings, strict=True):
+                    raw.append(ring.take())
+
+    def _on_unclaimed(self, what: str) -> None:
+        self.unclaimed += 1
+        if self.spec.unclaimed == "stop":
+            self._ending.finish(EndReason.UNCLAIMED_IO, detail=what)
+
+    # ---- the result
+
+    def _result(self, clock: TscClock, start_ns: int, wall_ns: int) -> RunResult:
+        records = self._records(clock)
+        reason = self._ending.reason
+        return RunResult(
+            reason=reason,
+            exit_code=self._ending.code,
+            console=self._console.contents(),
+            exits=self._exit_counts(),
+            stats=self._stats(clock, wall_ns),
+            marks=tuple(Mark(value, at - start_ns) for value, at in self.marks),
+            detail=self._ending.detail,
+            last_exits=tuple(records[-_FLIGHT_RECORDS:]),
+            trace=tuple(records) if self.spec.trace else (),
+            cpus=self._snapshots() if reason.is_abnormal else (),
+            kvm=self.kvm.module(),
+        )
+
+    def _records(self, clock: TscClock) -> list[TraceRecord]:
+        for raw, ring in zip(self._raw, self._rings, strict=True):
+            raw.append(ring.take())
+        records = [r for raw in self._raw for r in decode_records(b"".join(raw), clock)]
+        return sorted(records, key=lambda record: record.exit_ns)
+
+    def _exit_counts(self) -> dict[str, int]:
+        counts: dict[str, int] = {}
+        for vcpu in self.vcpus:
+            for reason, count in enumerate(vcpu.loop.by_reason):
+                if count:
+                    counts[reason_name(reason)] = counts.get(reason_name(reason), 0) + count
+        return counts
+
+    def _stats(self, clock: TscClock, wall_ns: int) -> RunStats:
+        loops = [vcpu.loop for vcpu in self.vcpus]
+        return RunStats(
+            wall_ns=wall_ns,
+            guest_ns=clock.duration_ns(sum(loop.guest_ticks for loop in loops)),
+            own_ns=clock.duration_ns(sum(loop.own_ticks for loop in loops)),
+            entries=sum(loop.entries for loop in loops),
+            exits=sum(loop.exits for loop in loops),
+            fast_exits=sum(loop.fast_exits for loop in loops),
+            unclaimed=self.unclaimed,
+            dropped_records=sum(ring.dropped for ring in self._rings),
+        )
+
+    def _snapshots(self) -> tuple[Any, ...]:
+        found = []
+        for vcpu in self.vcpus:
+            try:
+                found.append(cpu_snapshot(vcpu, self.memory))
+            except KvmError:  # a vCPU whose state KVM can't tell any more
+                continue
+        return tuple(found)
+
+
+_DEFAULT = MachineSpec()
+
+
+def _check_spec(spec: MachineSpec) -> None:
+    if spec.vcpus < 1:
+        raise ConfigError(f"{spec.vcpus} vCPUs: a machine has at least 1")
+    if spec.unclaimed not in ("stop", "float"):
+        raise ConfigError(f"unclaimed={spec.unclaimed!r}: it is 'stop' or 'float'")
+    if spec.vcpus > 1 and spec.irqchip is False:
+        raise ConfigError(f"{spec.vcpus} vCPUs need the irqchip: the guest starts them through its local APICs")

@@ -1,0 +1,90 @@
+"""One run as a command does it: from options and a terminal to a result."""
+
+from __future__ import annotations
+
+import base64
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from pykvm.errors import ImageError
+from pykvm.guests import find
+from pykvm.machine import Machine
+from pykvm.result import EndReason, RunResult
+from pykvm.terminal import Terminal
+
+__all__ = ["result_as_json", "run_image"]
+
+_MACHINE = ("board", "irqchip", "unclaimed", "vendor", "trace")
+_LOAD = ("mode", "address", "entry", "cmdline")
+
+
+def run_image(image: str, options: Mapping[str, Any], *, show: bool) -> RunResult:
+    """Run `image` as `pykvm run` does; `options` are those of the command, None for what was not given.
+
+    With `show`, the guest's output goes to stdout as it comes, and stdin to the guest.
+    """
+    guest = find(image) if "/" not in image and not Path(image).exists() else None
+    wants = guest.machine if guest else {}
+    memory = options.get("memory") or wants.get("memory", "64M")
+    vcpus = options.get("vcpus") if options.get("vcpus") is not None else wants.get("vcpus", 1)
+    given = {name: options[name] for name in _MACHINE if options.get(name) is not None}
+    modules = [_module(text) for text in options.get("modules") or ()]
+    with Machine(memory, vcpus, console=_write_stdout if show else None, **given) as machine:
+        machine.load(image, modules=modules, **{name: options.get(name) for name in _LOAD})
+        return _run(machine, options.get("timeout"), show=show)
+
+
+def _run(machine: Machine, timeout: float | None, *, show: bool) -> RunResult:
+    """Run with signals and terminal in order: SIGINT and SIGTERM end the run, at any moment."""
+
+    def leave(_number: int, _frame: FrameType | None) -> None:
+        machine.stop(EndReason.INTERRUPTED)
+
+    before = {number: signal.signal(number, leave) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        if not show:
+            return machine.run(timeout=timeout)
+        serial = machine.serial
+        with Terminal(send=machine.send, leave=machine.stop, listens=lambda: serial.is_listening):
+            return machine.run(timeout=timeout)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _write_stdout(data: bytes) -> None:
+    """All of `data`, at once, and past Python's buffers: the guest's bytes are nobody's text."""
+    sys.stdout.flush()
+    fd = sys.stdout.fileno()
+    while data:
+        data = data[os.write(fd, data) :]
+
+
+def _module(text: str) -> tuple[bytes, str]:
+    """The contents and the command line of "FILE[ TEXT]"; as loaders do, the file's name comes first."""
+    path = text.split(" ", 1)[0]
+    try:
+        return Path(path).read_bytes(), text
+    except OSError as error:
+        raise ImageError(f"module {path}: {error.strerror}") from None
+
+
+def result_as_json(result: RunResult) -> dict[str, Any]:
+    """The result as plain JSON values; the console also as base64, since a guest may print any bytes."""
+    found = asdict(result)
+    for name in ("trace", "last_exits"):
+        for record in found[name]:
+            record["data"] = record["data"].hex()
+    for cpu in found["cpus"]:
+        cpu["code"] = cpu["code"].hex()
+    found["reason"] = str(result.reason)
+    found["console"] = result.text
+    found["console_base64"] = base64.b64encode(result.console).decode()
+    found["exit_status"] = result.exit_status
+    return found
