@@ -9,6 +9,7 @@
     ├── ImageError                  126  the image is there and can't be run
     │   └── ImageNotFoundError      127  there is no such image
     ├── LabError                    125  the lab could not be set up or died
+    │   └── LabTimeoutError         124  the lab was stopped because its time was over
     ├── ToolchainError              125  gcc or binutils refused
     └── GuestError                       the guest did something it may not
         ├── GuestAddressError       the address it gave is not in its memory
@@ -31,6 +32,7 @@ __all__ = [
     "KvmError",
     "KvmUnavailableError",
     "LabError",
+    "LabTimeoutError",
     "PykvmError",
     "ToolchainError",
     "UnclaimedIoError",
@@ -85,6 +87,12 @@ class ImageNotFoundError(ImageError):
 
 class LabError(PykvmError):
     """The lab could not be set up, started, or kept alive."""
+
+
+class LabTimeoutError(LabError):
+    """The lab was stopped because its time was over; the status is that of timeout(1)."""
+
+    exit_status = 124
 
 
 class ToolchainError(PykvmError):

@@ -58,7 +58,7 @@ def pack(entries: list[Entry]) -> bytes:
     """
     out = bytearray()
     directories = {""}
-    seen = set()
+    seen: set[str] = set()
     for number, entry in enumerate(entries, start=1):
         _check(entry, directories, seen)
         seen.add(entry.path)

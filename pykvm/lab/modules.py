@@ -12,7 +12,7 @@ import os
 import shutil
 import struct
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,6 +48,10 @@ class ModuleTree:
     def __contains__(self, name: str) -> bool:
         name = _plain(name)
         return name in self._files or name in self._builtin
+
+    def any_file(self) -> Path:
+        """Some module, to ask it for which kernel it was built."""
+        return next(iter(self._files.values()))
 
     def in_order(self, wanted: Iterable[str]) -> list[Module]:
         """The modules `wanted` and all they depend on, each after what it needs; built-in ones left out.
@@ -147,15 +151,20 @@ def _unzstd(path: Path, data: bytes) -> bytes:
 def _section(image: bytes, wanted: bytes) -> bytes:
     """The bytes of a section of a 64-bit little-endian ELF file, by the gABI's section header table."""
     try:
-        if image[:6] != b"\x7fELF\x02\x01":
-            raise ValueError
-        (table,) = struct.unpack_from("<Q", image, 0x28)
-        size, count, names_at = struct.unpack_from("<HHH", image, 0x3A)
-        headers = [struct.unpack_from("<II4Q", image, table + size * number) for number in range(count)]
-        names = headers[names_at][4]
-        for name, _, _, _, offset, length in headers:
-            if image[names + name : names + name + len(wanted) + 1] == wanted + b"\0":
+        for name, offset, length in _sections(image):
+            if name == wanted:
                 return image[offset : offset + length]
-    except (ValueError, IndexError, struct.error):
+    except (IndexError, struct.error):
         pass
     raise LabError(f"a kernel module {_DAMAGED}: no {wanted.decode()} section of a 64-bit ELF file")
+
+
+def _sections(image: bytes) -> Iterator[tuple[bytes, int, int]]:
+    if image[:6] != b"\x7fELF\x02\x01":
+        return
+    (table,) = struct.unpack_from("<Q", image, 0x28)
+    size, count, names_at = struct.unpack_from("<HHH", image, 0x3A)
+    headers = [struct.unpack_from("<II4Q", image, table + size * number) for number in range(count)]
+    names = image[headers[names_at][4] :][: headers[names_at][5]]
+    for at, _, _, _, offset, length in headers:
+        yield names[at : names.find(b"\0", at)], offset, length

@@ -362,7 +362,7 @@ static void carry_input(void)
 	}
 	if (!command.count && command.input_ends && command.input >= 0)
 		close_input();
-	if (command.taken >= WINDOW / 4 || (command.taken && !command.count)) {
+	if (command.taken >= WINDOW / 4) {
 		channel_send(CREDIT, 0, &command.taken, sizeof command.taken);
 		command.taken = 0;
 	}
