@@ -24,9 +24,8 @@ PACKAGE = ROOT / "pykvm"
 INCLUDE = ROOT / "guests" / "include"
 C_SOURCES = ("vcpu_run.c", "trace_record.c", "guest_bytes.c")
 OWN_HEADERS = (INCLUDE / "hypercall_abi.h", PACKAGE / "vcpu_run.h")
-RUN_VIEWS = (
-    "hw fail_entry ex io debug.arch mmio hypercall internal system_event eoi msr"  # the members of kvm_run's union
-).split()
+# the members of kvm_run's union that Python looks at
+RUN_VIEWS = "hw fail_entry ex io debug.arch mmio hypercall internal system_event eoi msr".split()
 
 # What the header lacks where it is older than the kernels that pykvm may meet.
 PRELUDE = """
@@ -63,16 +62,18 @@ def _header_macros() -> list[str]:
         capture_output=True,
         text=True,
     ).stdout
-    numbers = re.findall(r"^#define (KVM_(?:CAP|EXIT|INTERNAL_ERROR)_\w+) (?:0x[0-9a-fA-F]+|\d+)$", text, re.M)
-    ioctls = re.findall(r'^    \("(KVM_\w+)", ', (PACKAGE / "ioctls.py").read_text(), re.M)
+    numbers = re.findall(
+        r"^#define (KVM_(?:CAP|EXIT|INTERNAL_ERROR)_\w+) (?:0x[0-9a-fA-F]+|\d+)$", text, re.MULTILINE
+    )
+    ioctls = re.findall(r'^    \("(KVM_\w+)", ', (PACKAGE / "ioctls.py").read_text(), re.MULTILINE)
     return sorted({*numbers, *ioctls, "KVM_EXIT_MEMORY_FAULT"} - {"KVM_EXIT_IO_OUT"})
 
 
 def _declarations(header: Path) -> str:
     """A header of ours as cffi reads it: constants by name, structs as they stand, no other directive."""
-    text = re.sub(r"/\*.*?\*/", "", header.read_text(), flags=re.S)
-    constants = re.findall(r"^#define (\w+) +\S", text, re.M)
-    text = re.sub(r"^#.*$", "", text, flags=re.M)
+    text = re.sub(r"/\*.*?\*/", "", header.read_text(), flags=re.DOTALL)
+    constants = re.findall(r"^#define (\w+) +\S", text, re.MULTILINE)
+    text = re.sub(r"^#.*$", "", text, flags=re.MULTILINE)
     text = re.sub(r"__attribute__\(\(\w+\(\d+\)\)\)", "", text)
     for name in ("FAST_PORTS_MAX", "GUEST_SLOTS_MAX", "EXIT_REASONS_MAX + 1"):
         text = text.replace(f"[{name}]", "[...]")
@@ -89,7 +90,9 @@ def make_ffi() -> Any:
     for header in OWN_HEADERS:
         ffi.cdef(_declarations(header))
     ffi.cdef("long kvm_ioctl(int fd, unsigned long request, void *argument);")
-    views = "".join(f"typedef __typeof__(((struct kvm_run *)0)->{v}) run_{v.split('.')[0]};\n" for v in RUN_VIEWS)
+    views = "".join(
+        f"typedef __typeof__(((struct kvm_run *)0)->{v}) run_{v.split('.')[0]};\n" for v in RUN_VIEWS
+    )
     ffi.set_source("pykvm._native", PRELUDE + views)
     return ffi
 
@@ -115,7 +118,13 @@ class BuildExt(build_ext):
         extension.sources = [str(generated), *(f"pykvm/{name}" for name in C_SOURCES)]
         extension.depends = ["pykvm/vcpu_run.h", "pykvm/kvm_api.cdef", "guests/include/hypercall_abi.h"]
         extension.include_dirs = [str(PACKAGE), str(INCLUDE)]
-        extension.extra_compile_args = ["-O2", "-std=gnu11", "-Wall", "-Wextra", "-Wno-missing-field-initializers"]
+        extension.extra_compile_args = [
+            "-O2",
+            "-std=gnu11",
+            "-Wall",
+            "-Wextra",
+            "-Wno-missing-field-initializers",
+        ]
         super().run()
         package = PACKAGE if self.inplace else Path(self.build_lib) / "pykvm"
         _build_guests(package / "_guests")

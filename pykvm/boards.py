@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from pykvm import layout
-from pykvm.bus import Bus
 from pykvm.devices.debug_console import DebugConsole
 from pykvm.devices.debug_exit import DebugExit, PlainExit
 from pykvm.devices.fw_cfg import FwCfg, board_items
-from pykvm.devices.i8042 import A20Gate, I8042, SystemControlA
+from pykvm.devices.i8042 import I8042, A20Gate, SystemControlA
 from pykvm.devices.panic import Panic
 from pykvm.devices.post import PostCode
 from pykvm.devices.reset import ResetControl
@@ -19,9 +18,14 @@ from pykvm.devices.serial import Serial
 from pykvm.devices.testdev import IoMemory, IrqLines, PageFlush, TestLatch
 from pykvm.errors import ConfigError
 from pykvm.hypercall import HypercallPort
-from pykvm.irq import IrqLine
-from pykvm.memory import GuestMemory
 from pykvm.result import EndReason
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pykvm.bus import Bus
+    from pykvm.irq import IrqLine
+    from pykvm.memory import GuestMemory
 
 __all__ = ["BOARDS", "Board", "attach_board"]
 
@@ -73,7 +77,9 @@ class Board:
     def attach_testdev(self) -> Serial:
         """The board that KVM developers' test kernels expect: isa-debug-exit, fw_cfg, and the test device."""
         serial = self.attach_common()
-        self.ports.attach(layout.FW_CFG, FwCfg(board_items(self.memory.size_bytes, self.vcpus, self.max_vcpus)))
+        self.ports.attach(
+            layout.FW_CFG, FwCfg(board_items(self.memory.size_bytes, self.vcpus, self.max_vcpus))
+        )
         latch = TestLatch()
         self.ports.attach(layout.TESTDEV_LATCH, latch)
         self.ports.attach(layout.TESTDEV_LATCH_BYTES, latch)

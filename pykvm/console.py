@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
-from typing import Any
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
 from pykvm._native import ffi, lib
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["Console"]
 
@@ -53,10 +56,8 @@ class Console:
 
     def pump_before_sleep(self) -> None:
         """pump(), and have `wake_fd` signalled at the next byte."""
-        try:
+        with suppress(BlockingIOError):  # nothing was signalled
             os.eventfd_read(self.wake_fd)
-        except BlockingIOError:
-            pass  # nothing was signalled
         self.pump()
         while not lib.byte_ring_wait(self._ring):
             self.pump()

@@ -6,7 +6,10 @@ Documentation/virt/kvm/x86/cpuid.rst for the hypervisor leaves.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 __all__ = ["policy"]
 
@@ -27,10 +30,10 @@ def policy(
         if function in (0, 0x80000000) and vendor:
             row = (function, index, flags, eax, *_vendor_words(vendor))
         elif function == 1:
-            ecx |= _HYPERVISOR
-            ecx = ecx | _TSC_DEADLINE | _X2APIC if irqchip else ecx & ~(_TSC_DEADLINE | _X2APIC)
-            ebx = ebx & 0x0000FFFF | apic_id << 24 | min(vcpus, 255) << 16
-            row = (function, index, flags, eax, ebx, ecx, edx)
+            lapic = _TSC_DEADLINE | _X2APIC
+            features = (ecx | lapic if irqchip else ecx & ~lapic) | _HYPERVISOR
+            ids = ebx & 0x0000FFFF | apic_id << 24 | min(vcpus, 255) << 16
+            row = (function, index, flags, eax, ids, features, edx)
         elif function in (0xB, 0x1F):
             row = (function, index, flags, *_topology(index, vcpus), apic_id)
         elif function == 0xA:  # no performance monitoring: its registers may not work here

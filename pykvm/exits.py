@@ -261,14 +261,18 @@ _DECODERS: dict[int, Any] = {
     lib.KVM_EXIT_MMIO: _mmio,
     lib.KVM_EXIT_IRQ_WINDOW_OPEN: lambda _: IrqWindowExit(),
     lib.KVM_EXIT_SHUTDOWN: lambda _: ShutdownExit(),
-    lib.KVM_EXIT_FAIL_ENTRY: lambda v: EntryFailExit(v.fail_entry.hardware_entry_failure_reason, v.fail_entry.cpu),
+    lib.KVM_EXIT_FAIL_ENTRY: lambda v: EntryFailExit(
+        v.fail_entry.hardware_entry_failure_reason, v.fail_entry.cpu
+    ),
     lib.KVM_EXIT_NMI: lambda _: NmiExit(),
     lib.KVM_EXIT_INTERNAL_ERROR: _internal,
     lib.KVM_EXIT_SYSTEM_EVENT: _system_event,
     lib.KVM_EXIT_IOAPIC_EOI: lambda v: IoapicEoiExit(v.eoi.vector),
     lib.KVM_EXIT_X86_RDMSR: _msr,
     lib.KVM_EXIT_X86_WRMSR: _msr,
-    lib.KVM_EXIT_MEMORY_FAULT: lambda v: MemoryFaultExit(v.memory_fault.gpa, v.memory_fault.size, v.memory_fault.flags),
+    lib.KVM_EXIT_MEMORY_FAULT: lambda v: MemoryFaultExit(
+        v.memory_fault.gpa, v.memory_fault.size, v.memory_fault.flags
+    ),
 }
 
 # KVM_EXIT_IO_IN and the other constants below are no reasons: they share the prefix and small values.

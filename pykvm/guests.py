@@ -9,7 +9,7 @@ from typing import Any
 
 from pykvm.errors import ImageNotFoundError
 
-__all__ = ["Guest", "all_guests", "built_folder", "find"]
+__all__ = ["Guest", "all_guests", "built_folder", "find", "find_named"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,9 @@ def all_guests() -> dict[str, Guest]:
     try:
         index = json.loads((built_folder() / "index.json").read_text())
     except OSError:
-        raise ImageNotFoundError("the guests have not been built; run `make guests` in the source tree") from None
+        raise ImageNotFoundError(
+            "the guests have not been built; run `make guests` in the source tree"
+        ) from None
     return {
         name: Guest(name, e["description"], e["images"], e["machine"], tuple(e["needs"]), e["expect"])
         for name, e in index.items()
@@ -55,3 +57,8 @@ def find(name: str) -> Guest | None:
     """The guest called `name`, with or without its number, None if there is none."""
     guests = all_guests()
     return guests.get(name) or next((g for n, g in guests.items() if n.partition("_")[2] == name), None)
+
+
+def find_named(image: str) -> Guest | None:
+    """The guest that the user's word `image` means; None if it means a file: a path, or one that is here."""
+    return None if "/" in image or Path(image).exists() else find(image)

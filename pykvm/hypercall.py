@@ -7,13 +7,14 @@ answers the frequent calls; what it does not know, or finds wrong, comes here.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from pykvm._native import ffi, lib
 from pykvm.errors import GuestAddressError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pykvm.memory import GuestMemory
 
 __all__ = ["HypercallPort"]

@@ -104,7 +104,10 @@ ALL: dict[str, Ioctl] = {row[0]: _make(*row) for row in _TABLE}
 # The next step for the user, where the kernel's word alone does not tell it.
 _HINTS: dict[tuple[str, int], str] = {
     ("KVM_CREATE_VM", 12): "the host has no memory left for another VM",
-    ("KVM_CREATE_VM", 16): "another hypervisor on this host (VirtualBox, VMware) is using the CPU's extensions",
+    (
+        "KVM_CREATE_VM",
+        16,
+    ): "another hypervisor on this host (VirtualBox, VMware) is using the CPU's extensions",
     ("KVM_CREATE_VCPU", 7): "that is more vCPUs than this KVM allows",
     ("KVM_CREATE_VCPU", 17): "a vCPU with this id exists already",
     ("KVM_CREATE_VCPU", 22): "that is more vCPUs than this KVM allows; see `pykvm doctor`",
@@ -152,5 +155,3 @@ def call_sized(fd: int, name: str, kind: str, count_field: str, start: int) -> A
 _E2BIG = 7
 _MOST = 1 << 16
 _FLEX = {"struct kvm_cpuid2": "entries", "struct kvm_msr_list": "indices", "struct kvm_msrs": "entries"}
-
-

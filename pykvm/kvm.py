@@ -18,8 +18,8 @@ __all__ = ["Kvm", "capability_names"]
 
 _PATH = "/dev/kvm"
 _UNAVAILABLE = {
-    errno.ENOENT: "this host has no KVM: enable virtualization in the BIOS setup and load kvm_intel or kvm_amd; "
-    "in a container pass --device /dev/kvm; or run in `pykvm lab`",
+    errno.ENOENT: "this host has no KVM: enable virtualization in the BIOS setup and load kvm_intel or "
+    "kvm_amd; in a container pass --device /dev/kvm; or run in `pykvm lab`",
     errno.EACCES: "you may not use it: join the group that owns it (often `sudo usermod -aG kvm $USER`) "
     "and log in again",
     errno.EPERM: "the container or sandbox does not let you use it",
@@ -50,16 +50,14 @@ class Kvm:
         self._cpuid: list[tuple[int, ...]] | None = None
         try:
             version = self.api_version()
-            if version != lib.KVM_API_VERSION:
-                hint = f"its API version is {version}, pykvm needs {lib.KVM_API_VERSION}"
-                raise KvmUnavailableError(errno.ENOTSUP, path, hint)
             self.run_bytes = call(self.fd, "KVM_GET_VCPU_MMAP_SIZE")
-        except KvmUnavailableError:
-            self.close()
-            raise
         except KvmError as error:  # a file, a pipe, another device
             self.close()
             raise KvmUnavailableError(error.errno or 0, path, "this is not KVM's device") from None
+        if version != lib.KVM_API_VERSION:
+            self.close()
+            hint = f"its API version is {version}, pykvm needs {lib.KVM_API_VERSION}"
+            raise KvmUnavailableError(errno.ENOTSUP, path, hint)
 
     def __enter__(self) -> Self:
         return self

@@ -5,7 +5,6 @@ from __future__ import annotations
 import select
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -20,7 +19,7 @@ from pykvm.console import Console
 from pykvm.cpuid import policy
 from pykvm.errors import ConfigError, ImageNotFoundError, KvmError, PykvmError
 from pykvm.exits import Exit, reason_name
-from pykvm.guests import find
+from pykvm.guests import find_named
 from pykvm.kvm import Kvm
 from pykvm.memory import GuestMemory, parse_size
 from pykvm.regs import CpuMode
@@ -32,6 +31,8 @@ from pykvm.trace.record import TraceRecord, TraceRing, decode_records
 from pykvm.vm import GsiLine, Vm
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pykvm.vcpu import Vcpu
 
 __all__ = ["Machine", "MachineSpec"]
@@ -172,12 +173,13 @@ class Machine:
         return self.image
 
     def _by_name(self, name: str, mode: CpuMode | None) -> tuple[Path, CpuMode | None]:
-        path = Path(name)
-        if "/" in name or path.exists():
-            return path, mode
-        guest = find(name)
+        guest = find_named(name)
+        if guest is None and ("/" in name or Path(name).exists()):
+            return Path(name), mode
         if guest is None:
-            raise ImageNotFoundError(f"{name}: no such file and no such guest; `pykvm guests` lists the guests")
+            raise ImageNotFoundError(
+                f"{name}: no such file and no such guest; `pykvm guests` lists the guests"
+            )
         wants = {k: v for k, v in guest.machine.items() if k in ("irqchip", "unclaimed", "board")}
         unset = {k: v for k, v in wants.items() if getattr(self.spec, k) == getattr(_DEFAULT, k)}
         self.spec = replace(self.spec, **unset)
@@ -444,4 +446,6 @@ def _check_spec(spec: MachineSpec) -> None:
     if spec.unclaimed not in ("stop", "float"):
         raise ConfigError(f"unclaimed={spec.unclaimed!r}: it is 'stop' or 'float'")
     if spec.vcpus > 1 and spec.irqchip is False:
-        raise ConfigError(f"{spec.vcpus} vCPUs need the irqchip: the guest starts them through its local APICs")
+        raise ConfigError(
+            f"{spec.vcpus} vCPUs need the irqchip: the guest starts them through its local APICs"
+        )

@@ -99,7 +99,9 @@ class GuestMemory:
         self._holds.append(hold)
         return memoryview(mapping), int(ffi.cast("uintptr_t", hold))
 
-    def _add(self, gpa: int, size: int, view: memoryview, base: int, at: int, *, read_only: bool = False) -> None:
+    def _add(
+        self, gpa: int, size: int, view: memoryview, base: int, at: int, *, read_only: bool = False
+    ) -> None:
         slot = MemorySlot(gpa, size, base + at, read_only, view[at : at + size])
         where = bisect_right(self._starts, gpa)
         self._starts.insert(where, gpa)

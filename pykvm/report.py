@@ -81,13 +81,17 @@ def disassemble(snapshot: CpuSnapshot, most: int = 5) -> list[str]:
     after = list(engine.disasm(snapshot.code[offset:], snapshot.linear_rip, most))
     lines += [_line(i, ">" if n == 0 else " ") for n, i in enumerate(after)]
     if not after:
-        lines.append(f"> {snapshot.linear_rip:#x}  {snapshot.code[offset : offset + 8].hex(' ')}  (no instruction)")
+        lines.append(
+            f"> {snapshot.linear_rip:#x}  {snapshot.code[offset : offset + 8].hex(' ')}  (no instruction)"
+        )
     return lines
 
 
 def _line(instruction: Any, arrow: str) -> str:
     code = bytes(instruction.bytes).hex(" ")
-    return f"{arrow} {instruction.address:#x}  {code:<24} {instruction.mnemonic} {instruction.op_str}".rstrip()
+    return (
+        f"{arrow} {instruction.address:#x}  {code:<24} {instruction.mnemonic} {instruction.op_str}".rstrip()
+    )
 
 
 def _registers(snapshot: CpuSnapshot) -> list[str]:
@@ -95,7 +99,9 @@ def _registers(snapshot: CpuSnapshot) -> list[str]:
     rows = _ROWS if snapshot.bits == 64 else _ROWS[:2]
     mask = (1 << width * 4) - 1
     lines = ["  ".join(f"{name:>3}={snapshot.regs[name] & mask:0{width}x}" for name in row) for row in rows]
-    lines.append(f"rip={snapshot.regs['rip']:#x}  rflags={snapshot.regs['rflags']:#x}  cpl={snapshot.special['cpl']}")
+    lines.append(
+        f"rip={snapshot.regs['rip']:#x}  rflags={snapshot.regs['rflags']:#x}  cpl={snapshot.special['cpl']}"
+    )
     control = ("cr0", "cr2", "cr3", "cr4", "efer")
     lines.append("  ".join(f"{name}={snapshot.special[name]:#x}" for name in control))
     selectors = ("cs", "ss", "ds", "es", "fs", "gs", "tr")

@@ -18,16 +18,20 @@ Every way to end has its own word and its own exit status of the command::
     timeout         124     the time limit was reached
     interrupted     130     Ctrl-C, or Ctrl-A X on the guest's terminal
 
-pykvm's own failures are exceptions; their statuses (125, 126, 127; 2 for wrong usage) stand in `pykvm.errors`.
+pykvm's own failures are exceptions; their statuses (125, 126, 127; 2 for wrong usage) stand in
+`pykvm.errors`.
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from pykvm.trace.record import TraceRecord
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pykvm.trace.record import TraceRecord
 
 __all__ = ["CpuSnapshot", "EndReason", "Mark", "RunResult", "RunStats"]
 
@@ -77,7 +81,9 @@ _STATUS = {
     EndReason.TIMEOUT: 124,
     EndReason.INTERRUPTED: 130,
 }
-_NORMAL = frozenset({EndReason.EXIT, EndReason.HALT, EndReason.RESET, EndReason.POWER_OFF, EndReason.INTERRUPTED})
+_NORMAL = frozenset(
+    {EndReason.EXIT, EndReason.HALT, EndReason.RESET, EndReason.POWER_OFF, EndReason.INTERRUPTED}
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from pykvm.errors import GuestError, KvmError, UnclaimedIoError
@@ -25,6 +24,8 @@ from pykvm.result import EndReason
 from pykvm.vcpu import LoopResult
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pykvm.bus import Bus
     from pykvm.vcpu import Vcpu
 
@@ -190,7 +191,9 @@ class VcpuRunner:
 
     def _nobody(self, space: str, address: int, size: int, data: bytes | None) -> None:
         rip = self.vcpu.view.synced.regs.rip
-        did = f"wrote {int.from_bytes(data, 'little'):#x} to" if data is not None else f"read {size} bytes from"
+        did = (
+            f"wrote {int.from_bytes(data, 'little'):#x} to" if data is not None else f"read {size} bytes from"
+        )
         self._unclaimed(f"guest {did} {space} {address:#x} at rip={rip:#x}, where no device answers")
 
     def _on_internal_error(self, error: InternalErrorExit) -> None:

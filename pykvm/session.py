@@ -6,21 +6,23 @@ import base64
 import os
 import signal
 import sys
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pykvm.errors import ImageError
-from pykvm.guests import find
+from pykvm.guests import find_named
 from pykvm.machine import Machine
 from pykvm.result import EndReason, RunResult
 from pykvm.terminal import Terminal
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import FrameType
+
 __all__ = ["result_as_json", "run_image"]
 
-_MACHINE = ("board", "irqchip", "unclaimed", "vendor", "trace")
+_MACHINE = ("memory", "vcpus", "board", "irqchip", "unclaimed", "vendor", "trace")
 _LOAD = ("mode", "address", "entry", "cmdline")
 
 
@@ -29,14 +31,13 @@ def run_image(image: str, options: Mapping[str, Any], *, show: bool) -> RunResul
 
     With `show`, the guest's output goes to stdout as it comes, and stdin to the guest.
     """
-    guest = find(image) if "/" not in image and not Path(image).exists() else None
-    wants = guest.machine if guest else {}
-    memory = options.get("memory") or wants.get("memory", "64M")
-    vcpus = options.get("vcpus") if options.get("vcpus") is not None else wants.get("vcpus", 1)
+    guest = find_named(image)
     given = {name: options[name] for name in _MACHINE if options.get(name) is not None}
+    wants = {"memory": "64M", "vcpus": 1} | (guest.machine if guest else {}) | given
     modules = [_module(text) for text in options.get("modules") or ()]
-    with Machine(memory, vcpus, console=_write_stdout if show else None, **given) as machine:
-        machine.load(image, modules=modules, **{name: options.get(name) for name in _LOAD})
+    loading: dict[str, Any] = {name: options.get(name) for name in _LOAD}
+    with Machine(**wants, console=_write_stdout if show else None) as machine:
+        machine.load(image, modules=modules, **loading)
         return _run(machine, options.get("timeout"), show=show)
 
 

@@ -8,8 +8,10 @@ import sys
 import termios
 import threading
 import tty
-from collections.abc import Callable
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["Terminal"]
 
@@ -22,8 +24,9 @@ _RETRY_S = 0.01
 class Terminal:
     """Feeds stdin to a guest from a thread of its own, while the `with` block runs.
 
-    `send` takes what is typed (or piped in) and says how much of it, `leave` is called for Ctrl-A X, and for Ctrl-C as long as
-    `listens()` says that the guest has shown no interest in input. Ctrl-A twice types one Ctrl-A.
+    `send` takes what is typed (or piped in) and says how much of it, `leave` is called for Ctrl-A X, and for
+    Ctrl-C as long as `listens()` says that the guest has shown no interest in input. Ctrl-A twice types one
+    Ctrl-A.
     """
 
     def __init__(

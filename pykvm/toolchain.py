@@ -11,11 +11,13 @@ import shutil
 import subprocess
 import tempfile
 import tomllib
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pykvm.errors import ToolchainError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = ["MODES", "build_all", "build_guest", "compile_program"]
 
@@ -46,7 +48,13 @@ def _mode_flags(mode: str) -> list[str]:
 
 
 def compile_program(
-    sources: Sequence[Path], out: Path, *, mode: str, root: Path, flags: Sequence[str] = (), address: int | None = None
+    sources: Sequence[Path],
+    out: Path,
+    *,
+    mode: str,
+    root: Path,
+    flags: Sequence[str] = (),
+    address: int | None = None,
 ) -> Path:
     """Compile and link `sources` (C or assembler) for CPU mode `mode` to `out`.
 
@@ -97,7 +105,12 @@ def build_guest(folder: Path, out: Path, *, root: Path) -> dict[str, Any]:
     for mode in about.get("modes", ["long64"]):
         image = _image_name(folder.name, mode)
         compile_program(
-            sources, out / image, mode=mode, root=root, flags=about.get("flags", []), address=about.get("address")
+            sources,
+            out / image,
+            mode=mode,
+            root=root,
+            flags=about.get("flags", []),
+            address=about.get("address"),
         )
         images[mode] = image
     return {
@@ -140,7 +153,10 @@ def build_firmware(folder: Path, out: Path, *, root: Path) -> None:
     objects = []
     for source in sorted(folder.glob("*.S")):
         target = out / f"{source.stem}.fw.o"
-        _run(["gcc", "-m32", "-c", f"-I{folder}", f"-I{root / 'include'}", str(source), "-o", str(target)], source.name)
+        _run(
+            ["gcc", "-m32", "-c", f"-I{folder}", f"-I{root / 'include'}", str(source), "-o", str(target)],
+            source.name,
+        )
         objects.append(target)
     script = folder / "bios.ld"
     command = ["ld", "-m", "elf_i386", "-T", str(script), "--oformat", "binary", *map(str, objects), "-o"]

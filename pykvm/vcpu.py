@@ -9,7 +9,6 @@ import enum
 import errno
 import mmap
 import os
-from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any, Self
 
@@ -20,6 +19,8 @@ from pykvm.ioctls import call, call_sized
 from pykvm.kvm import cpuid_row, get_msrs
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
     from pykvm.regs import CpuState
 
 __all__ = ["GENERAL_REGISTERS", "LoopResult", "Vcpu"]
@@ -245,7 +246,12 @@ class Vcpu:
     # ---- debugging and events
 
     def guest_debug(
-        self, *, step: bool = False, software: bool = False, breakpoints: Iterable[int] = (), enable: bool = True
+        self,
+        *,
+        step: bool = False,
+        software: bool = False,
+        breakpoints: Iterable[int] = (),
+        enable: bool = True,
     ) -> None:
         """KVM_SET_GUEST_DEBUG: single step, INT3 as an exit, and up to four execution breakpoints.
 

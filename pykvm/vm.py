@@ -6,7 +6,6 @@ Source: the kernel's Documentation/virt/kvm/api.rst, "VM ioctls".
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 from pykvm import layout
@@ -15,6 +14,8 @@ from pykvm.ioctls import call
 from pykvm.vcpu import Vcpu
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     from pykvm.kvm import Kvm
     from pykvm.memory import MemorySlot
 
@@ -84,7 +85,11 @@ class Vm:
         """KVM_GET_DIRTY_LOG: the gpas of slot `number`'s pages written since the last call."""
         words = (slot.size_bytes // _PAGE + 63) // 64
         bitmap = ffi.new("uint64_t[]", words)
-        call(self.fd, "KVM_GET_DIRTY_LOG", ffi.new("struct kvm_dirty_log *", {"slot": number, "dirty_bitmap": bitmap}))
+        call(
+            self.fd,
+            "KVM_GET_DIRTY_LOG",
+            ffi.new("struct kvm_dirty_log *", {"slot": number, "dirty_bitmap": bitmap}),
+        )
         return [
             slot.gpa + (word * 64 + bit) * _PAGE
             for word, bits in enumerate(bitmap)
@@ -113,20 +118,31 @@ class Vm:
 
     def create_pit(self) -> None:
         """KVM_CREATE_PIT2: the 8254 timer in the kernel, with a silent port 0x61."""
-        call(self.fd, "KVM_CREATE_PIT2", ffi.new("struct kvm_pit_config *", {"flags": lib.KVM_PIT_SPEAKER_DUMMY}))
+        call(
+            self.fd,
+            "KVM_CREATE_PIT2",
+            ffi.new("struct kvm_pit_config *", {"flags": lib.KVM_PIT_SPEAKER_DUMMY}),
+        )
 
     def irq_line(self, gsi: int, level: bool) -> None:
         """KVM_IRQ_LINE: drive one GSI of the in-kernel irqchip."""
         call(self.fd, "KVM_IRQ_LINE", ffi.new("struct kvm_irq_level *", (gsi, int(level))))
 
     def irqfd(self, eventfd: int, gsi: int, *, resample_fd: int | None = None, remove: bool = False) -> None:
-        """KVM_IRQFD: a write to `eventfd` raises `gsi`; with `resample_fd` as a level until the guest's EOI."""
+        """KVM_IRQFD: a write to `eventfd` raises `gsi`; with `resample_fd` as a level until the EOI."""
         flags = lib.KVM_IRQFD_FLAG_DEASSIGN if remove else 0
         flags |= lib.KVM_IRQFD_FLAG_RESAMPLE if resample_fd is not None else 0
         call(self.fd, "KVM_IRQFD", ffi.new("struct kvm_irqfd *", (eventfd, gsi, flags, resample_fd or 0)))
 
     def ioeventfd(
-        self, eventfd: int, address: int, size: int, *, pio: bool = False, match: int | None = None, remove: bool = False
+        self,
+        eventfd: int,
+        address: int,
+        size: int,
+        *,
+        pio: bool = False,
+        match: int | None = None,
+        remove: bool = False,
     ) -> None:
         """KVM_IOEVENTFD: a guest's write of `size` bytes at `address` signals `eventfd` without an exit.
 
@@ -135,7 +151,11 @@ class Vm:
         flags = lib.KVM_IOEVENTFD_FLAG_PIO if pio else 0
         flags |= lib.KVM_IOEVENTFD_FLAG_DATAMATCH if match is not None else 0
         flags |= lib.KVM_IOEVENTFD_FLAG_DEASSIGN if remove else 0
-        call(self.fd, "KVM_IOEVENTFD", ffi.new("struct kvm_ioeventfd *", (match or 0, address, size, eventfd, flags)))
+        call(
+            self.fd,
+            "KVM_IOEVENTFD",
+            ffi.new("struct kvm_ioeventfd *", (match or 0, address, size, eventfd, flags)),
+        )
 
     def set_gsi_routing(self, routes: Sequence[tuple[int, int, int] | tuple[int, int]]) -> None:
         """KVM_SET_GSI_ROUTING: replaces all routes.
@@ -154,12 +174,19 @@ class Vm:
             else:
                 entry.type = lib.KVM_IRQ_ROUTING_MSI
                 msi = ffi.cast("routing_msi *", union)
-                msi.address_lo, msi.address_hi, msi.data = route[1] >> 32 & 0xFFFFFFFF, route[1] >> 64, route[1] & 0xFFFFFFFF
+                msi.address_lo, msi.address_hi, msi.data = (
+                    route[1] >> 32 & 0xFFFFFFFF,
+                    route[1] >> 64,
+                    route[1] & 0xFFFFFFFF,
+                )
         call(self.fd, "KVM_SET_GSI_ROUTING", table)
 
     def signal_msi(self, address: int, data: int) -> bool:
         """KVM_SIGNAL_MSI: True if the interrupt was delivered, False if the guest blocked it."""
-        msi = ffi.new("struct kvm_msi *", {"address_lo": address & 0xFFFFFFFF, "address_hi": address >> 32, "data": data})
+        msi = ffi.new(
+            "struct kvm_msi *",
+            {"address_lo": address & 0xFFFFFFFF, "address_hi": address >> 32, "data": data},
+        )
         return call(self.fd, "KVM_SIGNAL_MSI", msi) > 0
 
     def get_irqchip(self, chip: int) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,6 +11,8 @@ from pykvm.boot.image import Image, check_fits
 from pykvm.regs import CpuMode, CpuState, boot_structures, initial_state
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pykvm.memory import GuestMemory
 
 __all__ = ["Placement", "place"]
@@ -49,7 +50,9 @@ def memory_map(memory: GuestMemory) -> list[tuple[int, int, int]]:
     return entries
 
 
-def place(image: Image, memory: GuestMemory, *, cmdline: str, modules: Sequence[tuple[bytes, str]]) -> Placement:
+def place(
+    image: Image, memory: GuestMemory, *, cmdline: str, modules: Sequence[tuple[bytes, str]]
+) -> Placement:
     """Write `image` into `memory` and return the first vCPU's state.
 
     Raises ImageError if the image does not fit, ConfigError if what surrounds it does not.

@@ -56,7 +56,9 @@ def _version(ctx: click.Context, _: click.Parameter, value: object) -> None:
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Start with: pykvm run 01_hello    What can this machine do: pykvm doctor",
 )
-@click.option("--version", is_flag=True, expose_value=False, is_eager=True, callback=_version, help="Show the version.")
+@click.option(
+    "--version", is_flag=True, expose_value=False, is_eager=True, callback=_version, help="Show the version."
+)
 def _pykvm() -> None:
     """A minimal KVM hypervisor in Python, to see, teach and test virtualization."""
 

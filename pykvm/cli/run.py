@@ -17,7 +17,7 @@ __all__ = ["command", "machine_options"]
 _MODES = ["real16", "prot32", "paged32", "long64", "user64", "reset"]
 
 
-class _Number(click.ParamType):
+class _Number(click.ParamType[int]):
     """A number in any of Python's notations: 4096, 0x1000."""
 
     name = "number"
@@ -43,12 +43,30 @@ def _complete_image(ctx: click.Context, param: click.Parameter, incomplete: str)
 
 
 _OPTIONS = [
-    click.option("-m", "--memory", metavar="SIZE", help="Guest RAM, as in 64M or 2G.  [default: 64M, or the guest's own]"),
-    click.option("-c", "--smp", "vcpus", type=int, metavar="N", help="Number of vCPUs.  [default: 1, or the guest's own]"),
-    click.option("--mode", type=click.Choice(_MODES), help="CPU mode to start in, where the image does not say."),
-    click.option("--address", type=_Number(), help="Where a flat image is loaded (a guest-physical address)."),
+    click.option(
+        "-m",
+        "--memory",
+        metavar="SIZE",
+        help="Guest RAM, as in 64M or 2G.  [default: 64M, or the guest's own]",
+    ),
+    click.option(
+        "-c",
+        "--smp",
+        "vcpus",
+        type=int,
+        metavar="N",
+        help="Number of vCPUs.  [default: 1, or the guest's own]",
+    ),
+    click.option(
+        "--mode", type=click.Choice(_MODES), help="CPU mode to start in, where the image does not say."
+    ),
+    click.option(
+        "--address", type=_Number(), help="Where a flat image is loaded (a guest-physical address)."
+    ),
     click.option("--entry", type=_Number(), help="Where to start, if not where the image says."),
-    click.option("--append", "cmdline", default="", metavar="TEXT", help="Command line for a multiboot kernel."),
+    click.option(
+        "--append", "cmdline", default="", metavar="TEXT", help="Command line for a multiboot kernel."
+    ),
     click.option(
         "--module",
         "modules",
@@ -56,15 +74,27 @@ _OPTIONS = [
         metavar="FILE[ TEXT]",
         help="A module for a multiboot kernel, with its command line; repeat for more.",
     ),
-    click.option("--board", type=click.Choice(["pykvm", "testdev"]), help="Which devices sit where.  [default: pykvm]"),
-    click.option("--irqchip/--no-irqchip", default=None, help="PIC, IOAPIC, local APICs and PIT in the kernel."),
-    click.option("--cpu-vendor", "vendor", type=click.Choice(["intel", "amd"]), help="Vendor that CPUID names."),
+    click.option(
+        "--board", type=click.Choice(["pykvm", "testdev"]), help="Which devices sit where.  [default: pykvm]"
+    ),
+    click.option(
+        "--irqchip/--no-irqchip", default=None, help="PIC, IOAPIC, local APICs and PIT in the kernel."
+    ),
+    click.option(
+        "--cpu-vendor", "vendor", type=click.Choice(["intel", "amd"]), help="Vendor that CPUID names."
+    ),
     click.option(
         "--unclaimed",
         type=click.Choice(["stop", "float"]),
         help="I/O where no device answers: end the run, or read all ones.  [default: stop]",
     ),
-    click.option("-t", "--timeout", type=float, metavar="SECONDS", help="End the run after this long.  [default: never]"),
+    click.option(
+        "-t",
+        "--timeout",
+        type=float,
+        metavar="SECONDS",
+        help="End the run after this long.  [default: never]",
+    ),
 ]
 
 
@@ -78,9 +108,11 @@ def machine_options(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.command()
 @machine_options
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but what the guest prints.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout, the console in it.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print the result as JSON on stdout, the console in it."
+)
 def command(image: str, quiet: bool, as_json: bool, **options: Any) -> int:
-    """Run IMAGE and show what it prints.
+    r"""Run IMAGE and show what it prints.
 
     IMAGE is a guest's name (see `pykvm guests`) or a file: flat binary, ELF, multiboot kernel, or a raw
     disk image with a boot sector. Its format is recognised from its bytes. What is typed goes to the
@@ -119,7 +151,9 @@ def _print_end(result: RunResult) -> None:
         if report := render(result):
             print(report, file=sys.stderr)
     exits = ", ".join(f"{count} {name}" for name, count in result.exits.items()) or "none"
-    print(f"pykvm: {_word(result)} after {result.stats.wall_ns / 1e6:.1f} ms; exits: {exits}", file=sys.stderr)
+    print(
+        f"pykvm: {_word(result)} after {result.stats.wall_ns / 1e6:.1f} ms; exits: {exits}", file=sys.stderr
+    )
 
 
 def _word(result: RunResult) -> str:

@@ -5,7 +5,6 @@ Source: IBM PC AT and PS/2 technical references, keyboard controller and system 
 
 from __future__ import annotations
 
-from collections import deque
 from enum import IntFlag
 from typing import TYPE_CHECKING
 
@@ -14,7 +13,7 @@ if TYPE_CHECKING:
 
     from pykvm.irq import IrqLine
 
-__all__ = ["A20Gate", "CommandPort", "Config", "DataPort", "I8042", "OutputPort", "Status", "SystemControlA"]
+__all__ = ["I8042", "A20Gate", "CommandPort", "Config", "DataPort", "OutputPort", "Status", "SystemControlA"]
 
 
 class Status(IntFlag):
@@ -53,6 +52,9 @@ class OutputPort(IntFlag):
 
 _NO_ANSWER = 0xFE  # what the controller puts into its buffer when a device does not answer
 _MEMORY_BYTES = 0x20
+# Plain numbers: the complement of a flag has only the named bits, and the guest may set others.
+_COMMAND = int(Status.COMMAND)
+_SYSTEM = int(Config.SYSTEM)
 
 
 class A20Gate:
@@ -70,7 +72,8 @@ class I8042:
 
     It shows itself at two ports, `data_port` (0x60) and `command_port` (0x64). A byte for the keyboard
     or the mouse is answered as the chip does when the device is silent: 0xFE with Status.TIMEOUT, so
-    a driver gives up at once. Commands take no time: Status.INPUT_FULL is never seen.
+    a driver gives up at once. Commands take no time: Status.INPUT_FULL is never seen. The output buffer
+    holds one byte; a newer answer takes an older one's place.
     """
 
     def __init__(
@@ -84,34 +87,32 @@ class I8042:
         self._irq = irq
         self._level = False
         self._status = int(Status.NOT_LOCKED)
-        self._output: deque[tuple[int, int]] = deque(maxlen=16)  # bytes with their status bits
+        self._output = 0  # the output buffer's byte stays after it was read, as on the chip
+        self._full = 0  # the status bits of a byte that waits in the output buffer
         self._awaiting: Callable[[int], None] | None = None  # what takes the next byte at the data port
         self._memory = bytearray(_MEMORY_BYTES)
         self._memory[0] = Config.TRANSLATE
-        self._last = 0
         self._commands = self._command_table()
 
     def read_data(self) -> int:
         """The next byte of the output buffer, or the last one again if it is empty."""
-        if self._output:
-            self._last, _ = self._output.popleft()
-            self._drive()
-        return self._last
+        self._full = 0
+        self._drive()
+        return self._output
 
     def read_status(self) -> int:
         """The status register."""
-        full = self._output[0][1] if self._output else 0
-        return self._status | (self._memory[0] & Config.SYSTEM) | full
+        return self._status | self._memory[0] & _SYSTEM | self._full
 
     def write_data(self, value: int) -> None:
         """A byte for the command that waits for one, otherwise for the keyboard."""
-        self._status &= ~Status.COMMAND
+        self._status &= ~_COMMAND
         take, self._awaiting = self._awaiting or self._keyboard, None
         take(value)
 
     def write_command(self, value: int) -> None:
         """A command; unknown ones do nothing, as on the chip."""
-        self._status |= Status.COMMAND
+        self._status |= _COMMAND
         self._awaiting = None
         if value >= 0xF0:
             self._pulse(value)
@@ -146,7 +147,7 @@ class I8042:
         self._awaiting = take
 
     def _answer(self, value: int, status: int = 0) -> None:
-        self._output.append((value, status | Status.OUTPUT_FULL))
+        self._output, self._full = value, int(status | Status.OUTPUT_FULL)
         self._drive()
 
     def _keyboard(self, _value: int) -> None:
@@ -157,13 +158,11 @@ class I8042:
         self._answer(_NO_ANSWER, Status.TIMEOUT | Status.AUX_OUTPUT_FULL)
 
     def _self_test(self) -> None:
-        self._output.clear()
         self._configure(Config.SYSTEM, on=True)
         self._answer(0x55)
 
     def _configure(self, bit: Config, *, on: bool) -> None:
-        self._memory[0] = self._memory[0] | bit if on else self._memory[0] & ~bit
-        self._drive()
+        self._store(0, self._memory[0] | bit if on else self._memory[0] & ~int(bit))
 
     def _store(self, at: int, value: int) -> None:
         self._memory[at] = value
@@ -173,7 +172,7 @@ class I8042:
         value = OutputPort.NOT_RESET | OutputPort.CLOCK | OutputPort.DATA
         if self._a20.enabled:
             value |= OutputPort.A20
-        if self._output:
+        if self._full:
             value |= OutputPort.KEYBOARD_INTERRUPT
         return int(value)
 
@@ -190,9 +189,8 @@ class I8042:
             self._on_reset()
 
     def _drive(self) -> None:
-        wanted = bool(self._memory[0] & Config.KEYBOARD_INTERRUPT) and any(
-            not status & Status.AUX_OUTPUT_FULL for _, status in list(self._output)[:1]
-        )
+        from_keyboard = self._full and not self._full & Status.AUX_OUTPUT_FULL
+        wanted = bool(from_keyboard and self._memory[0] & Config.KEYBOARD_INTERRUPT)
         if self._irq is not None and wanted != self._level:
             self._irq.set_level(wanted)
         self._level = wanted

@@ -141,14 +141,14 @@ class Serial:
         taken = min(len(data), self.room)
         self._refused |= taken < len(data)
         self._queue.extend(data[:taken])
-        self._settle()
+        self._arrived()
         return taken
 
     def receive_break(self) -> None:
         """Take a break condition from the terminal: a NUL with Lsr.BREAK. Nothing if the queue is full."""
         if self.room:
             self._queue.append(_BREAK)
-            self._settle()
+            self._arrived()
 
     def set_modem_lines(self, lines: Msr) -> None:
         """Drive the lines from the other end: CTS, DSR, RI, DCD. At power-on all but RI are asserted."""
@@ -245,6 +245,10 @@ class Serial:
         self._scr = value
 
     # Receiver
+
+    def _arrived(self) -> None:
+        self._lsr_was_read = False  # only looks that could have seen the new input count
+        self._settle()
 
     def _feed(self) -> None:
         """Move characters from the queue to the FIFO, up to the trigger level (RBR alone: 1)."""
