@@ -33,7 +33,7 @@ def run_image(image: str, options: Mapping[str, Any], *, show: bool) -> RunResul
     """
     guest = find_named(image)
     given = {name: options[name] for name in _MACHINE if options.get(name) is not None}
-    wants = {"memory": "64M", "vcpus": 1} | (guest.machine if guest else {}) | given
+    wants: dict[str, Any] = {"memory": "64M", "vcpus": 1} | (guest.machine if guest else {}) | given
     modules = [_module(text) for text in options.get("modules") or ()]
     loading: dict[str, Any] = {name: options.get(name) for name in _LOAD}
     with Machine(**wants, console=_write_stdout if show else None) as machine:
