@@ -81,3 +81,9 @@ The init mounts proc, sys, dev, devpts, /dev/shm, /run, cgroup2, tracefs and deb
 network up, and makes the overlay the root by moving it (so that namespaces and pivot_root work inside).
 Nothing of it depends on the back end.
 """
+
+from __future__ import annotations
+
+from pykvm.lab.run import LABS, prepare, run, shell
+
+__all__ = ["LABS", "prepare", "run", "shell"]

@@ -41,7 +41,13 @@ def compile_init(store: Store, progress: Progress) -> Path:
 
 
 def build_initramfs(
-    kernel: Kernel, wanted: Sequence[str], config: Sequence[str], *, store: Store, room: Path, progress: Progress
+    kernel: Kernel,
+    wanted: Sequence[str],
+    config: Sequence[str],
+    *,
+    store: Store,
+    room: Path,
+    progress: Progress,
 ) -> Path:
     """The initramfs with the modules `wanted`, what they depend on, and the lines `config` of /lab.conf.
 

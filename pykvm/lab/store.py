@@ -73,7 +73,7 @@ class Entry:
         return sum(size for size, _ in self.files.values())
 
     def check(self, *names: str) -> None:
-        """Compare the files named, or all, with the manifest. Raises DamageError at the first that differs."""
+        """Compare the files named, or all, with the manifest. Raises DamageError where one differs."""
         for name in names or self.files:
             size, digest = self.files.get(name, (-1, ""))
             try:

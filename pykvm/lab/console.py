@@ -1,0 +1,54 @@
+"""What a lab's kernel said on its console: kept, and searched for the reason of an end."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import BinaryIO
+
+__all__ = ["ConsoleLog"]
+
+_KEPT_BYTES = 256 * 1024
+_PANIC = re.compile(rb"Kernel panic - not syncing: ([^\r\n]+)")
+_BUG = re.compile(
+    rb"(?:\] |^)((?:BUG: |kernel BUG at |Oops: |general protection fault)[^\r\n]+)", re.MULTILINE
+)
+_UNPRINTABLE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[^\x20-\x7e]")
+_STAMP = re.compile(r"^(<\d+>)?\[ *\d+\.\d+\] ?")
+
+
+class ConsoleLog:
+    """The last 256 KiB of the console; all of it also goes to `copies`."""
+
+    def __init__(self, copies: Sequence[BinaryIO] = ()) -> None:
+        self._data = bytearray()
+        self._copies = copies
+
+    def append(self, data: bytes) -> None:
+        """Take what came. Raises OSError if a copy can't be written."""
+        self._data += data
+        del self._data[:-_KEPT_BYTES]
+        for copy in self._copies:
+            copy.write(data)
+            copy.flush()
+
+    def lines(self, count: int) -> list[str]:
+        """The last `count` lines that are not empty, without control characters."""
+        tail = self._data[-(count + 8) * 1024 :].decode("utf-8", "replace")
+        lines = (_UNPRINTABLE.sub("", line).rstrip() for line in re.split(r"[\r\n]+", tail))
+        return [line for line in lines if line][-count:]
+
+    @property
+    def last_line(self) -> str:
+        """The last line, without the kernel's time stamp; empty if there is none."""
+        return _STAMP.sub("", (self.lines(1) or [""])[0])
+
+    @property
+    def panic(self) -> str | None:
+        """Why the kernel gave up, in its own words, if it did."""
+        panics = _PANIC.findall(self._data)
+        bugs = _BUG.findall(self._data)
+        if not panics:
+            return None
+        words = [panics[0], *bugs[:1]]
+        return "; ".join(_UNPRINTABLE.sub("", word.decode("utf-8", "replace")) for word in words)
