@@ -280,10 +280,10 @@ class Machine:
 
     # ---- running
 
-    def run(self, *, timeout: float | None = None) -> RunResult:
+    def run(self, *, timeout: float | None = None, snapshot: bool = False) -> RunResult:
         """Run the guest to its end, at most `timeout` seconds, and say how it ended.
 
-        Ctrl-C ends the run with EndReason.INTERRUPTED. Raises ConfigError if nothing is loaded or the
+        The vCPUs' registers are in the result of an abnormal run or, with `snapshot`, of any. Ctrl-C ends the run with EndReason.INTERRUPTED. Raises ConfigError if nothing is loaded or the
         machine has run before, and KvmError where KVM itself fails.
         """
         if self.vm is None or self._has_run:
@@ -304,7 +304,7 @@ class Machine:
         if self._ending.failure:
             raise self._ending.failure
         clock.settle()
-        return self._result(clock, start_ns, wall_ns)
+        return self._result(clock, start_ns, wall_ns, snapshot=snapshot)
 
     def _make_runner(self, vcpu: Vcpu) -> VcpuRunner:
         return VcpuRunner(
@@ -383,7 +383,7 @@ class Machine:
 
     # ---- the result
 
-    def _result(self, clock: TscClock, start_ns: int, wall_ns: int) -> RunResult:
+    def _result(self, clock: TscClock, start_ns: int, wall_ns: int, *, snapshot: bool) -> RunResult:
         records = self._records(clock)
         reason = self._ending.reason
         return RunResult(
@@ -396,7 +396,7 @@ class Machine:
             detail=self._ending.detail,
             last_exits=tuple(records[-_FLIGHT_RECORDS:]),
             trace=tuple(records) if self.spec.trace else (),
-            cpus=self._snapshots() if reason.is_abnormal else (),
+            cpus=self._snapshots() if snapshot or reason.is_abnormal else (),
             kvm=self.kvm.module(),
         )
 

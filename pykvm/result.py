@@ -161,6 +161,30 @@ class RunResult:
         """The command's exit status for this result; the table is in this module's docstring."""
         return self.reason.exit_status(self.exit_code)
 
+    def check(
+        self,
+        *,
+        reason: str | None = None,
+        exit_code: int | None = None,
+        console: bytes | str | None = None,
+        exits: Mapping[str, int] | None = None,
+    ) -> None:
+        """Raise AssertionError that lists everything that is not as given; None is not looked at.
+
+        `exits` names the reasons that matter ({"IO": 30}); others may be there.
+        """
+        __tracebackhide__ = True  # pytest shows the test's line, not ours
+        wanted = console.encode() if isinstance(console, str) else console
+        pairs: list[tuple[str, object, object]] = [
+            ("reason", reason, str(self.reason)),
+            ("exit code", exit_code, self.exit_code),
+            ("console", wanted, self.console),
+            *((f"{name} exits", count, self.exits.get(name, 0)) for name, count in (exits or {}).items()),
+        ]
+        wrong = [f"{what}: {is_!r}, not {want!r}" for what, want, is_ in pairs if want not in (None, is_)]
+        if wrong:
+            raise AssertionError("; ".join([*wrong, f"the run ended with {self}"]))
+
     def __str__(self) -> str:
         word = f"{self.reason} {self.exit_code}" if self.exit_code is not None else str(self.reason)
         return f"{word}: {self.detail}" if self.detail else word
