@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import select
 import threading
 import time
 from dataclasses import dataclass, replace
@@ -26,6 +25,7 @@ from pykvm.regs import CpuMode
 from pykvm.report import cpu_snapshot
 from pykvm.result import EndReason, Mark, RunResult, RunStats
 from pykvm.runner import Ending, VcpuRunner
+from pykvm.supervisor import Supervisor
 from pykvm.trace.clock import TscClock
 from pykvm.trace.record import TraceRecord, TraceRing, decode_records
 from pykvm.vm import GsiLine, Vm
@@ -39,8 +39,6 @@ __all__ = ["Machine", "MachineSpec"]
 
 _FLIGHT_RECORDS = 64
 _TRACE_RECORDS = 1 << 14
-_KICK_AGAIN_S = 0.02
-_PUMP_MS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,8 +281,9 @@ class Machine:
     def run(self, *, timeout: float | None = None, snapshot: bool = False) -> RunResult:
         """Run the guest to its end, at most `timeout` seconds, and say how it ended.
 
-        The vCPUs' registers are in the result of an abnormal run or, with `snapshot`, of any. Ctrl-C ends the run with EndReason.INTERRUPTED. Raises ConfigError if nothing is loaded or the
-        machine has run before, and KvmError where KVM itself fails.
+        The vCPUs' registers are in the result of an abnormal run or, with `snapshot`, of any. Ctrl-C ends
+        the run with EndReason.INTERRUPTED. Raises ConfigError if nothing is loaded or the machine has run
+        before, and KvmError where KVM itself fails.
         """
         if self.vm is None or self._has_run:
             raise ConfigError("a machine runs once, after load(); make a new one")
@@ -292,14 +291,23 @@ class Machine:
         clock = TscClock()
         runners = [self._make_runner(vcpu) for vcpu in self.vcpus]
         start_ns = time.monotonic_ns()
+        supervisor = Supervisor(
+            runners,
+            ending=self._ending,
+            console=self._console,
+            drain=self._drain_traces,
+            irqchip=self.spec.has_irqchip,
+        )
         for runner in runners:
             runner.thread.start()
         try:
-            self._supervise(timeout)
+            supervisor.watch(timeout)
         except KeyboardInterrupt:
             self._ending.finish(EndReason.INTERRUPTED)
         finally:
-            self._stop(runners)
+            supervisor.stop()
+        for vcpu in self.vcpus:
+            lib.exit_loop_settle(vcpu.loop)
         wall_ns = time.monotonic_ns() - start_ns
         if self._ending.failure:
             raise self._ending.failure
@@ -329,40 +337,6 @@ class Machine:
         """
         with self._lock:
             return self.serial.receive(data)
-
-    def _supervise(self, timeout: float | None) -> None:
-        """Hand output on as it comes, until the run is over.
-
-        After each wake-up the console rests for a few ms, so that a guest that prints pays for a signal
-        to us now and then and not with every byte.
-        """
-        deadline = None if timeout is None else time.monotonic() + timeout
-        over, both = select.poll(), select.poll()
-        for poll in (over, both):
-            poll.register(self._ending.fd, select.POLLIN)
-        both.register(self._console.wake_fd, select.POLLIN)
-        while not self._ending.is_over:
-            over.poll(_PUMP_MS)
-            self._console.pump_before_sleep()
-            self._drain_traces()
-            left = None if deadline is None else deadline - time.monotonic()
-            if left is not None and left <= 0:
-                self._ending.finish(EndReason.TIMEOUT, detail=f"the guest ran for {timeout:g} s")
-                return
-            both.poll(None if left is None else left * 1000)
-
-    def _stop(self, runners: list[VcpuRunner]) -> None:
-        """Kick every vCPU until its thread has ended; a full ring is drained meanwhile."""
-        self._ending.finish(EndReason.INTERRUPTED)
-        for runner in runners:
-            while runner.thread.is_alive():
-                runner.vcpu.kick()
-                self._console.pump()
-                self._drain_traces()
-                runner.thread.join(_KICK_AGAIN_S)
-        for runner in runners:
-            lib.exit_loop_settle(runner.vcpu.loop)
-        self._console.pump()
 
     def _drain(self, number: int) -> None:
         """Empty the rings that stopped vCPU `number`; called by its thread."""

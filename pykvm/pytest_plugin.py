@@ -130,7 +130,8 @@ def pytest_runtest_makereport(
     """A failing test shows the guests that it booted."""
     report = yield
     if call.when == "call" and report.failed:
-        for number, result in enumerate(item.stash.get(_RUNS, []), start=1):
+        runs: list[RunResult] = item.stash.get(_RUNS, [])
+        for number, result in enumerate(runs, start=1):
             report.sections.append((f"guest {number}: {result}", _describe(result)))
     return report
 

@@ -3,7 +3,7 @@
 Every way to end has its own word and its own exit status of the command::
 
     word            status  what happened
-    exit            0-255   the guest gave an exit code; the status is its low 8 bits, 255 for a larger code
+    exit            0-255   the guest gave an exit code; the status is the code, 255 for a larger one
     halt            110     HLT with nothing that could wake the guest up
     reset           111     the guest asked for a reset (0x64, 0xcf9, 0x92)
     triple-fault    112     an exception inside the handling of a double fault; the CPU shut down

@@ -99,6 +99,7 @@ class VcpuRunner:
         self._lock = lock
         self._unclaimed = unclaimed
         self._drain = drain
+        self.is_halted_for_good = False  # what the last kick found
         self._handlers: dict[type[Exit], Callable[[Any], None]] = {
             IoExit: self._on_io,
             MmioExit: self._on_mmio,
@@ -141,8 +142,10 @@ class VcpuRunner:
                 self._on_other(result)
 
     def _on_other(self, result: int) -> None:
-        """Everything enter() returns for but an exit: a kick or a signal only leads to the next look."""
-        if result in (LoopResult.TRACE_FULL, LoopResult.CONSOLE_FULL):
+        """Everything enter() returns for but an exit."""
+        if result == LoopResult.KICKED:
+            self.is_halted_for_good = self.vcpu.is_halted_for_good()
+        elif result in (LoopResult.TRACE_FULL, LoopResult.CONSOLE_FULL):
             self._drain(self.vcpu.number)
         elif result == LoopResult.ERROR:
             error = KvmError(self.vcpu.loop.error, "KVM_RUN", "")

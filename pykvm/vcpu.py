@@ -106,6 +106,16 @@ class Vcpu:
         """
         lib.exit_loop_kick(self.loop)
 
+    def is_halted_for_good(self) -> bool:
+        """Whether the vCPU waits for what can't come by itself: HLT with interrupts off, or no SIPI yet.
+
+        Right after a kick only: kvm_run tells the interrupt flag of the last return.
+        """
+        state = self.get_mp_state()
+        if state == lib.KVM_MP_STATE_HALTED:
+            return not self.view.run.if_flag
+        return state in (lib.KVM_MP_STATE_UNINITIALIZED, lib.KVM_MP_STATE_INIT_RECEIVED)
+
     def finish_io(self) -> None:
         """Let KVM complete the last I/O, so that registers read from now on show its result."""
         self.view.run.immediate_exit = 1
