@@ -12,13 +12,16 @@ import os
 import socket
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pykvm.lab.backend import Job, Options, Progress, Running, Tool
 from pykvm.lab.emulator import SETPRIV, start_emulator
 from pykvm.lab.initramfs import build_initramfs
-from pykvm.lab.kernel import Kernel
 from pykvm.lab.packages import kernel_for
 from pykvm.lab.store import Store
+
+if TYPE_CHECKING:
+    from pykvm.lab.kernel import Kernel
 
 __all__ = ["AmdBackend", "kernel_arguments", "qemu_command"]
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import subprocess
+    from pathlib import Path
 
 __all__ = ["Backend", "Job", "Options", "Progress", "Running", "Tool"]
 
@@ -29,6 +31,7 @@ class Options:
 
     `modules` is a directory such as /lib/modules/6.1.0-1-amd64. `load` names modules to load besides those
     the lab needs itself. `tree` names paths that a back end without a shared file system shall take along.
+    `update`: ask for a kernel that is newer than the cached one.
     """
 
     mem_mib: int
@@ -38,6 +41,7 @@ class Options:
     load: tuple[str, ...] = ()
     share: Path | None = None
     tree: tuple[Path, ...] = ()
+    update: bool = False
     verbose: bool = False
 
 

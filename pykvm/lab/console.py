@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = ["ConsoleLog"]
 
@@ -14,6 +16,8 @@ _BUG = re.compile(
     rb"(?:\] |^)((?:BUG: |kernel BUG at |Oops: |general protection fault)[^\r\n]+)", re.MULTILINE
 )
 _UNPRINTABLE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[^\x20-\x7e]")
+_TROUBLE = re.compile(r"Kernel panic|BUG: |kernel BUG at |Oops: |general protection fault")
+_REGISTERS = re.compile(r"\b(R[A-Z0-9]{2}|CR\d|FS|CS|Code|PKRU|DR\d): ")
 _STAMP = re.compile(r"^(<\d+>)?\[ *\d+\.\d+\] ?")
 
 
@@ -37,6 +41,15 @@ class ConsoleLog:
         tail = self._data[-(count + 8) * 1024 :].decode("utf-8", "replace")
         lines = (_UNPRINTABLE.sub("", line).rstrip() for line in re.split(r"[\r\n]+", tail))
         return [line for line in lines if line][-count:]
+
+    def telling_lines(self, count: int) -> list[str]:
+        """The lines that tell most of a bad end: from the panic or the bug before it on, else the last."""
+        lines = self.lines(400)
+        first = next((at for at, line in enumerate(lines) if _TROUBLE.search(line)), None)
+        if first is None:
+            return lines[-count:]
+        wanted = [line for line in lines[first:] if not _REGISTERS.search(line)]
+        return wanted[:count]
 
     @property
     def last_line(self) -> str:

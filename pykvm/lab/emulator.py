@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Sequence
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pykvm.errors import LabError
 from pykvm.lab.backend import Tool
 from pykvm.lab.tools import find_program
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
 
 __all__ = ["SETPRIV", "start_emulator"]
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import subprocess
-from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pykvm.errors import ToolchainError
 from pykvm.lab import cpio
-from pykvm.lab.backend import Progress
-from pykvm.lab.kernel import Kernel
 from pykvm.lab.modules import Module, ModuleTree, without_signature
-from pykvm.lab.store import Store
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from pykvm.lab.backend import Progress
+    from pykvm.lab.kernel import Kernel
+    from pykvm.lab.store import Store
 
 __all__ = ["build_initramfs", "compile_init"]
 

@@ -12,12 +12,15 @@ import lzma
 import re
 import struct
 import zlib
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pykvm.errors import ConfigError, LabError
 from pykvm.lab.modules import ModuleTree, modinfo, read_module
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 __all__ = ["Kernel", "given_kernel", "release_of", "unpack"]
 

@@ -12,11 +12,14 @@ import os
 import shutil
 import struct
 import subprocess
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pykvm.errors import LabError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
 
 __all__ = ["Module", "ModuleTree", "modinfo", "read_module", "without_signature"]
 

@@ -12,15 +12,17 @@ import re
 import shutil
 import subprocess
 import tarfile
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from pykvm.errors import LabError
 from pykvm.lab.backend import Options, Progress, Tool
 from pykvm.lab.kernel import Kernel, given_kernel, release_of, unpack
 from pykvm.lab.store import DamageError, Entry, Store, need_space
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
 
 __all__ = ["APT_TOOLS", "cached_kernel", "fetch_kernel", "kernel_for"]
 
@@ -59,6 +61,8 @@ def kernel_for(options: Options, flavour: str, store: Store, progress: Progress)
         return given_kernel(options.kernel, options.modules)
     if options.modules:
         raise LabError("--modules goes with --kernel")
+    if options.update:
+        return fetch_kernel(flavour, store, progress)
     try:
         cached = cached_kernel(flavour, store)
     except DamageError as damage:

@@ -7,10 +7,9 @@ import importlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from pykvm.errors import ConfigError, LabError
 from pykvm.lab import wire
@@ -21,6 +20,9 @@ from pykvm.lab.signals import caught_signals
 from pykvm.lab.store import Store
 from pykvm.lab.terminal import raw_terminal, window_size
 from pykvm.lab.tools import check_tools
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
 
 __all__ = ["LABS", "backend_for", "prepare", "run", "shell"]
 
@@ -44,9 +46,12 @@ def shell() -> list[str]:
     return [named if os.access(named, os.X_OK) else "/bin/sh"]
 
 
-def prepare(cpus: Sequence[str], options: Mapping[str, object] | None = None, *, reporter: Reporter) -> None:
-    """Set labs up, so that the next start is quick; what the host lacks is told before anything is done."""
-    chosen = [(backend, _options(backend, **(options or {}))) for backend in map(backend_for, cpus)]
+def prepare(cpus: Sequence[str], *, reporter: Reporter, update: bool = False) -> None:
+    """Set labs up, so that the next start is quick; what the host lacks is told before anything is done.
+
+    `update` looks for a newer kernel than the cached one. Raises LabError, ToolchainError.
+    """
+    chosen = [(backend, _options(backend, update=update)) for backend in map(backend_for, cpus)]
     for backend, settings in chosen:
         check_tools(backend.name, backend.tools)
         backend.check(settings)
@@ -166,7 +171,9 @@ def _options(backend: Backend, **named: object) -> Options:
     chosen = {"mem_mib": backend.default_mem_mib, "smp": backend.default_smp, **chosen}
     options = Options(**chosen)  # type: ignore[arg-type]  # the callers are ours and name them rightly
     if options.mem_mib < _SMALLEST_MIB:
-        raise ConfigError(f"a lab needs at least {_SMALLEST_MIB} MiB of memory, not {options.mem_mib}")
+        raise ConfigError(
+            f"a lab needs at least {_SMALLEST_MIB} MiB of memory, not {options.mem_mib}; as in 2G"
+        )
     if options.smp < 1:
         raise ConfigError(f"a lab needs at least one CPU, not {options.smp}")
     return options

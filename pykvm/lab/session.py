@@ -13,17 +13,20 @@ import signal
 import stat
 import struct
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from pykvm.errors import LabError, LabTimeoutError
 from pykvm.lab import wire
-from pykvm.lab.backend import Running
 from pykvm.lab.console import ConsoleLog
-from pykvm.lab.report import Reporter
 from pykvm.lab.terminal import EscapeWatch, in_background, window_size
 from pykvm.lab.wire import Decoder, Ending, Frame, Kind
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from pykvm.lab.backend import Running
+    from pykvm.lab.report import Reporter
 
 __all__ = ["Limits", "Session", "StoppedError", "Streams"]
 
@@ -125,6 +128,7 @@ class Session:
         self._stdin_open = True
         self._begin = time.monotonic()
         self._give_up: float | None = None
+        self._where_late = ""
         self._escape = EscapeWatch()
         self._pid_fd = os.pidfd_open(running.process.pid)
         self._readers: dict[int, Callable[[], None]] = {
@@ -211,6 +215,7 @@ class Session:
             raise self._timed_out()
         # the command first, so that results of the time until now are saved
         self._answered = False
+        self._where_late = self._where()
         self._give_up = time.monotonic() + self._limits.grace_s
         self._send(Kind.PING, b"late")
         self._send(Kind.SIGNAL, struct.pack("<I", signal.SIGTERM))
@@ -343,9 +348,9 @@ class Session:
     # ---- bad ends ---------------------------------------------------------------------------------------
 
     def _show_console(self) -> None:
-        lines = self.console.lines(_SHOWN_LINES)
+        lines = self.console.telling_lines(_SHOWN_LINES)
         if lines:
-            self._reporter.notice("the last lines of its console:")
+            self._reporter.notice("its console:")
         for line in lines:
             self._reporter.notice(f"| {line}")
 
@@ -356,6 +361,8 @@ class Session:
 
     def _last_line(self) -> str:
         line = self.console.last_line
+        if self._hello and line.startswith("lab: "):
+            return "its kernel said nothing"  # the init's own lines, from before the channel was open
         return f"its console's last line: {line}" if line else "its console said nothing"
 
     def _death(self) -> LabError:
@@ -377,7 +384,7 @@ class Session:
         if not self._hello and (self._limits.whole_s is None or after < self._limits.whole_s):
             self._show_console()
             return LabTimeoutError(f"the {self._lab} lab did not boot in {after:.0f} s; {self._last_line()}")
-        where = self._where()
+        where = self._where_late or self._where()
         if self._give_up is not None:
             where += (
                 "; its kernel still answered" if self._answered else "; its kernel did not answer any more"

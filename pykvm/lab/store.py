@@ -19,10 +19,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pykvm.errors import LabError
-from pykvm.lab.backend import Progress
+
+if TYPE_CHECKING:
+    from pykvm.lab.backend import Progress
 
 __all__ = ["Builder", "DamageError", "Entry", "Store", "cache_root", "need_space"]
 
@@ -107,6 +109,12 @@ class Store:
             return None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DamageError(f"{path / _MANIFEST}: the lab's cache is damaged: {error}") from error
+
+    def kinds(self) -> list[str]:
+        """The kinds of entries there are, sorted."""
+        if not self.root.is_dir():
+            return []
+        return sorted(path.name for path in self.root.iterdir() if path.is_dir() and path.name != "run")
 
     def entries(self, kind: str) -> Iterator[Entry | DamageError]:
         """All entries of a kind, oldest first; what is damaged as the DamageError that says so."""

@@ -6,8 +6,11 @@ import os
 import termios
 import time
 import tty
-from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 __all__ = ["EscapeWatch", "in_background", "raw_terminal", "window_size"]
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from pykvm.errors import LabError
-from pykvm.lab.backend import Tool
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from pykvm.lab.backend import Tool
 
 __all__ = ["check_tools", "find_program", "missing_tools", "packages_of"]
 
