@@ -10,6 +10,7 @@ from pykvm.devices.debug_console import DebugConsole
 from pykvm.devices.debug_exit import DebugExit, PlainExit
 from pykvm.devices.fw_cfg import FwCfg, board_items
 from pykvm.devices.i8042 import I8042, A20Gate, SystemControlA
+from pykvm.devices.mmio_console import MmioConsole
 from pykvm.devices.panic import Panic
 from pykvm.devices.post import PostCode
 from pykvm.devices.reset import ResetControl
@@ -67,9 +68,10 @@ class Board:
         return serial
 
     def attach_pykvm(self) -> Serial:
-        """pykvm's own board: the common devices, a debug console, the paravirtual port."""
+        """pykvm's own board: the common devices, a debug console, one in memory, the paravirtual port."""
         serial = self.attach_common()
         self.ports.attach(layout.DEBUG_CONSOLE, DebugConsole(self.output))
+        self.mmio.attach(layout.MMIO_CONSOLE, MmioConsole(self.output))
         port = HypercallPort(self.memory, output=self.output, on_exit=self._exit, on_mark=self.mark)
         self.ports.attach(layout.HYPERCALL, port)
         return serial

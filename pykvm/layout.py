@@ -10,7 +10,7 @@ Guest-physical memory::
     0x000f_0000  the firmware's 64 KiB, when there is a firmware
     0x0010_0000  flat 32-bit and 64-bit images and most ELF files are loaded here
     0xc000_0000  the hole: MMIO below 4 GiB; RAM goes on at 4 GiB
-    0xd000_0000      MMIO devices of pykvm's own board
+    0xd000_0000      MMIO devices of pykvm's own board: a console of 16 bytes, …
     0xfec0_0000      IOAPIC (in the kernel)
     0xfee0_0000      local APIC (in the kernel)
     0xfeff_c000      identity-map page and TSS that Intel's KVM asks for
@@ -60,6 +60,7 @@ __all__ = [
     "IDENTITY_MAP",
     "LEGACY_END",
     "LOW_END",
+    "MMIO_CONSOLE",
     "MMIO_DEVICES",
     "PANIC",
     "PLAIN_EXIT",
@@ -89,6 +90,7 @@ FLAT_HIGH = 0x10_0000
 FOUR_GIB = 1 << 32
 HOLE = range(0xC000_0000, FOUR_GIB)
 MMIO_DEVICES = range(0xD000_0000, 0xE000_0000)
+MMIO_CONSOLE = range(0xD000_0000, 0xD000_0010)
 IDENTITY_MAP = 0xFEFF_C000
 TSS = 0xFEFF_D000
 TESTDEV_IOMEM = range(0xFF00_0000, 0xFF01_0000)  # testdev board: RAM-like MMIO
