@@ -1,8 +1,11 @@
 /* What C may touch of a guest: bytes of its RAM through one checked door, and the ring its console fills. */
 #include "vcpu_run.h"
 
+#include <sched.h>
 #include <string.h>
 #include <unistd.h>
+
+#define SPINS_BEFORE_YIELD 128
 
 /* ---- guest memory: the one checked door on C's side ---------------------------------------------- */
 
@@ -25,16 +28,20 @@ uint8_t *guest_bytes(const struct loop_shared *shared, uint64_t gpa, uint64_t si
 static void byte_ring_wake(struct byte_ring *ring)
 {
     uint64_t one = 1;
-    if (ring->wake_fd >= 0 && __atomic_exchange_n(&ring->reader_waiting, 0, __ATOMIC_SEQ_CST))
+    if (ring->wake_fd >= 0 && __atomic_load_n(&ring->reader_waiting, __ATOMIC_SEQ_CST) &&
+        __atomic_exchange_n(&ring->reader_waiting, 0, __ATOMIC_SEQ_CST))
         (void)!write(ring->wake_fd, &one, sizeof one);
 }
 
 /* All of `size` bytes or, if they do not fit, none. */
 int byte_ring_append(struct byte_ring *ring, const uint8_t *from, uint64_t size)
 {
-    int fits;
+    int fits, spins = 0;
     while (__atomic_exchange_n(&ring->lock, 1, __ATOMIC_ACQUIRE))
-        __builtin_ia32_pause();
+        if (++spins % SPINS_BEFORE_YIELD) /* its holder may have lost its CPU */
+            __builtin_ia32_pause();
+        else
+            sched_yield();
     fits = size <= ring->capacity - (ring->head - __atomic_load_n(&ring->tail, __ATOMIC_ACQUIRE));
     if (fits && size) {
         uint64_t at = ring->head & (ring->capacity - 1);

@@ -19,12 +19,22 @@ static void record_data(struct exit_loop *loop, struct trace_record *record)
 {
     struct kvm_run *run = loop->run;
     uint64_t size = (uint64_t)run->io.size * run->io.count;
-    if (run->exit_reason == KVM_EXIT_MMIO) {
-        memcpy(record->data, run->mmio.data, sizeof record->data);
-    } else if (run->exit_reason == KVM_EXIT_IO && run->io.data_offset <= loop->run_bytes &&
-               size <= loop->run_bytes - run->io.data_offset) {
+    switch (record->reason) {
+    case KVM_EXIT_IO:
+        if (run->io.data_offset > loop->run_bytes || size > loop->run_bytes - run->io.data_offset)
+            break;
         size = size < sizeof record->data ? size : sizeof record->data;
         memcpy(record->data, (uint8_t *)run + run->io.data_offset, size);
+        break;
+    case KVM_EXIT_MMIO:
+        memcpy(record->data, run->mmio.data, sizeof record->data);
+        break;
+    case KVM_EXIT_X86_RDMSR:
+    case KVM_EXIT_X86_WRMSR:
+        memcpy(record->data, &run->msr.data, sizeof record->data);
+        break;
+    default:
+        break;
     }
 }
 
@@ -66,7 +76,6 @@ static void record_address(struct kvm_run *run, struct trace_record *record)
     case KVM_EXIT_X86_WRMSR:
         record->address = run->msr.index, record->size = 8;
         record->flags |= run->exit_reason == KVM_EXIT_X86_WRMSR ? RECORD_WRITE : 0;
-        memcpy(record->data, &run->msr.data, sizeof record->data);
         break;
     case KVM_EXIT_DEBUG:
         record->address = run->debug.arch.pc;

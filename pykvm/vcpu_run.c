@@ -70,7 +70,7 @@ static enum answer do_hypercall(struct exit_loop *loop, uint64_t gpa)
 static enum answer do_fast_port(struct exit_loop *loop, struct fast_port *fast)
 {
     struct kvm_run *run = loop->run;
-    uint64_t size = (uint64_t)run->io.size * run->io.count, one = 1;
+    uint64_t size = (uint64_t)run->io.size * run->io.count, rings = run->io.count;
     const uint8_t *data = (const uint8_t *)run + run->io.data_offset;
     uint32_t gpa;
     if (run->io.direction != KVM_EXIT_IO_OUT || run->io.data_offset > loop->run_bytes ||
@@ -80,12 +80,12 @@ static enum answer do_fast_port(struct exit_loop *loop, struct fast_port *fast)
     case VERB_DISCARD:
         return ANSWERED;
     case VERB_APPEND:
-        if (run->io.size != 1)
+        if (run->io.size != 1 || size > fast->ring->capacity)
             return FOR_PYTHON;
         return byte_ring_append(fast->ring, data, size) ? ANSWERED : RING_IS_FULL;
     case VERB_DOORBELL:
-        for (uint32_t i = 0; i < run->io.count && fast->doorbell_fd >= 0; i++)
-            (void)!write(fast->doorbell_fd, &one, sizeof one);
+        if (fast->doorbell_fd >= 0)
+            (void)!write(fast->doorbell_fd, &rings, sizeof rings);
         return ANSWERED;
     case VERB_HYPERCALL:
         if (run->io.size != sizeof gpa || run->io.count != 1)
@@ -111,7 +111,7 @@ static enum answer answer_exit(struct exit_loop *loop, struct trace_record *reco
     fast = &loop->shared->fast_ports[index];
     answer = do_fast_port(loop, fast);
     if (answer == ANSWERED) {
-        __atomic_fetch_add(&fast->count, run->io.count, __ATOMIC_RELAXED);
+        loop->by_fast_port[index] += run->io.count;
         loop->fast_exits++;
         if (record)
             record->verb = (uint8_t)fast->verb;
@@ -160,18 +160,18 @@ static enum loop_result enter_guest(struct exit_loop *loop)
 {
     int failed, kicked;
     loop->enter_tsc = tsc_now();
-    if (loop->exit_tsc) /* 0 on the first entry of a call: Python's time is not ours */
-        loop->own_ticks += loop->enter_tsc - loop->exit_tsc;
+    if (loop->own_from) /* not on the first entry of a call: Python's time is not ours */
+        loop->own_ticks += loop->enter_tsc - loop->own_from;
     record_close(loop, loop->enter_tsc, RECORD_DONE);
     failed = ENTER_GUEST(loop->fd) < 0 ? errno : 0;
-    loop->exit_tsc = tsc_now();
+    loop->own_from = loop->exit_tsc = tsc_now();
     loop->guest_ticks += loop->exit_tsc - loop->enter_tsc;
     loop->entries++;
     if (!failed) {
         uint32_t reason = loop->run->exit_reason;
         loop->exits++;
         loop->by_reason[reason < EXIT_REASONS_MAX ? reason : EXIT_REASONS_MAX]++;
-        loop->pending = 1;
+        loop->pending = PENDING_NEW;
         return LOOP_EXIT;
     }
     loop->error = failed;
@@ -186,14 +186,15 @@ static enum loop_result run_until_python(struct exit_loop *loop)
     for (;;) {
         enum loop_result result;
         enum answer answer;
-        if (!loop->pending && (result = enter_guest(loop)) != LOOP_EXIT)
+        if (loop->pending == PENDING_NONE && (result = enter_guest(loop)) != LOOP_EXIT)
             return result;
-        if (!loop->open && !record_open(loop))
+        if (loop->pending == PENDING_NEW && !record_open(loop))
             return LOOP_TRACE_FULL;
+        loop->pending = PENDING_RECORDED;
         answer = answer_exit(loop, record_current(loop));
         if (answer == RING_IS_FULL)
             return LOOP_CONSOLE_FULL;
-        loop->pending = 0;
+        loop->pending = PENDING_NONE;
         if (answer == FOR_PYTHON)
             return LOOP_EXIT;
     }
@@ -203,13 +204,17 @@ static enum loop_result run_until_python(struct exit_loop *loop)
 int exit_loop_run(struct exit_loop *loop)
 {
     enum loop_result result;
+    if (!loop->run) { /* the vCPU has been closed */
+        loop->error = EBADF;
+        return LOOP_ERROR;
+    }
     if (take_kick(loop))
         return LOOP_KICKED;
-    loop->exit_tsc = 0;
+    loop->own_from = 0;
     __atomic_store_n(&loop->tid, (int32_t)syscall(SYS_gettid), __ATOMIC_SEQ_CST);
     result = run_until_python(loop);
     __atomic_store_n(&loop->tid, 0, __ATOMIC_SEQ_CST);
-    if (loop->exit_tsc)
-        loop->own_ticks += tsc_now() - loop->exit_tsc;
+    if (loop->own_from)
+        loop->own_ticks += tsc_now() - loop->own_from;
     return (int)result;
 }

@@ -25,7 +25,7 @@ enum fast_verb {
     VERB_NONE = 0,      /* not fast */
     VERB_DISCARD = 1,   /* take it and forget it */
     VERB_APPEND = 2,    /* append the bytes to the port's byte ring */
-    VERB_DOORBELL = 3,  /* add one to the port's count and signal its eventfd */
+    VERB_DOORBELL = 3,  /* signal the port's eventfd, once per repetition */
     VERB_HYPERCALL = 4, /* the gpa of a struct hypercall; what C does not know goes to Python */
 };
 
@@ -84,7 +84,6 @@ struct byte_ring {
 struct fast_port {
     uint32_t verb;
     int32_t doorbell_fd; /* an eventfd, or -1 */
-    uint64_t count;      /* accesses answered here */
     struct byte_ring *ring;
 };
 
@@ -107,6 +106,13 @@ struct loop_shared {
     struct byte_ring console; /* what HC_CONSOLE_WRITE appends to */
 };
 
+/* The exit that Python has not seen yet, because a ring was full or because it has just come. */
+enum pending {
+    PENDING_NONE = 0,
+    PENDING_NEW = 1,      /* it has no trace record yet */
+    PENDING_RECORDED = 2, /* it has one, or was dropped, and is not answered */
+};
+
 /* One per vCPU. */
 struct exit_loop {
     int32_t fd;
@@ -118,15 +124,17 @@ struct exit_loop {
     uint32_t kick;   /* somebody wants the vCPU out */
     int32_t tid;     /* the thread inside exit_loop_run(), or 0 */
     int32_t error;
-    uint32_t pending; /* an exit is recorded and not yet answered */
+    uint32_t pending; /* enum pending */
     uint64_t open;    /* 1 + index of the record that waits for its end, or 0 */
     uint64_t enter_tsc, exit_tsc;
-    uint64_t own_ticks;  /* between KVM_RUN's return and the next entry or our own return */
+    uint64_t own_from;    /* since when the time is ours, or 0 */
+    uint64_t own_ticks;   /* between KVM_RUN's return and the next entry or our own return */
     uint64_t guest_ticks; /* inside KVM_RUN */
     uint64_t entries;     /* KVM_RUN calls */
     uint64_t exits;       /* returns of KVM_RUN with an exit reason */
     uint64_t fast_exits;  /* of them, answered in C */
     uint64_t by_reason[EXIT_REASONS_MAX + 1]; /* the last one: reasons beyond the table */
+    uint64_t by_fast_port[FAST_PORTS_MAX];    /* writes answered in C, a string's every repetition */
 };
 
 /* vcpu_run.c */
