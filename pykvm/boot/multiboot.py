@@ -216,7 +216,7 @@ def place_modules(image: Image, sizes_bytes: Sequence[int], memory: Sequence[ran
     at = _page_up(max(image.end, layout.LEGACY_END))
     placed = []
     for size in sizes_bytes:
-        if not any(b.start <= at and at + size <= min(b.stop, layout.FOUR_GIB) for b in memory):
+        if not any(b.start <= at and at + size <= min(b.stop, layout.FOUR_GIB - 1) for b in memory):
             raise ConfigError(
                 f"{image.name}: a module of {size:#x} bytes at {at:#x} does not fit into the guest's memory; "
                 "give it more"
@@ -276,7 +276,7 @@ def _addressed_segment(
 def _check_modules(image: Image, modules: Sequence[Module]) -> None:
     for module in modules:
         where = range(module.gpa, module.gpa + module.size_bytes)
-        if where.start < 0 or where.stop > layout.FOUR_GIB:
+        if where.start < 0 or where.stop >= layout.FOUR_GIB:  # its end must fit in 32 bits
             raise ConfigError(f"{image.name}: a module at {module.gpa:#x} is not below 4 GiB")
         if image.multiboot and image.multiboot.aligns_modules and module.gpa % _PAGE_BYTES:
             raise ConfigError(f"{image.name}: it requires modules on page boundaries, not at {module.gpa:#x}")

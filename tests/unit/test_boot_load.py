@@ -203,6 +203,25 @@ def test_file_that_shrinks() -> None:
         source.read(0, 61, "it")
 
 
+def test_name_in_the_message(tmp_path: Path) -> None:
+    """An error begins with the name that was given, the path, or what it was: an image."""
+    (tmp_path / "x").write_bytes(b"junk")
+    for error, name in (
+        (result_or_line(lambda: load(b"junk")), "image"),
+        (result_or_line(lambda: load(b"junk", name="hello")), "hello"),
+        (result_or_line(lambda: load(tmp_path / "x")), f"{tmp_path}/x"),
+        (result_or_line(lambda: load(tmp_path / "x", name="hello")), "hello"),
+    ):
+        assert isinstance(error, str)
+        assert error.startswith(f"{name}: it is neither")
+
+
+def test_reads_of_nothing() -> None:
+    """No bytes are there anywhere in the source, its end included."""
+    with opened(b"0123456789") as source:
+        assert source.read(0, 0, "it") == source.read(10, 0, "it") == b""
+
+
 def test_reads_in_pieces() -> None:
     """Short reads are continued until all is there."""
     source = Source("x", 10, lambda size, at: b"0123456789"[at : at + min(size, 3)])
@@ -234,6 +253,7 @@ def flat(size: int = 0x1000, gpa: int = MIB) -> Image:
 def test_fits() -> None:
     """An image fits to the last byte, also where two ranges of memory meet."""
     check_fits(flat(), [range(MIB + 0x1000)])
+    check_fits(flat(), [range(MIB, MIB + 0x1000)])
     check_fits(flat(), [range(MIB + 0x800, MIB + 0x1000), range(MIB + 0x800)])
     check_fits(flat(), [range(2 * MIB)], [range(MIB), range(MIB + 0x1000, MIB + 0x2000)])
     check_fits(load(SECTOR), [])

@@ -15,6 +15,7 @@ from pykvm.boot import Image, load, nearest_symbol, symbols
 from pykvm.errors import ImageError
 from pykvm.regs import CpuMode
 
+HIGH_HALF = {32: 0xC010_0000, 64: 0xFFFF_FFFF_8010_0000}
 BITS = pytest.mark.parametrize("bits", [32, 64])
 
 
@@ -53,16 +54,19 @@ def test_entry_by_option() -> None:
     assert load(build_elf(parts=(Part(0x10_0000, b"\x90\xf4"),)), entry=0x10_0001).entry == 0x10_0001
 
 
-def test_entry_in_the_high_half() -> None:
+@BITS
+def test_entry_in_the_high_half(bits: int) -> None:
     """A virtual entry moves with its segment to where that one is loaded."""
-    part = Part(0x10_0000, b"\x90" * 16, vaddr=0xFFFF_FFFF_8010_0000)
-    assert load(build_elf(64, (part,), entry=0xFFFF_FFFF_8010_0004)).entry == 0x10_0004
+    high = HIGH_HALF[bits]
+    part = Part(0x10_0000, b"\x90" * 16, vaddr=high)
+    assert load(build_elf(bits, (part,), entry=high + 4)).entry == 0x10_0004
 
 
-def test_physical_entry_in_a_high_half_kernel() -> None:
+@BITS
+def test_physical_entry_in_a_high_half_kernel(bits: int) -> None:
     """An entry that is no segment's virtual address is taken as physical."""
-    part = Part(0x10_0000, b"\x90" * 16, vaddr=0xFFFF_FFFF_8010_0000)
-    assert load(build_elf(64, (part,), entry=0x10_0004)).entry == 0x10_0004
+    part = Part(0x10_0000, b"\x90" * 16, vaddr=HIGH_HALF[bits])
+    assert load(build_elf(bits, (part,), entry=0x10_0004)).entry == 0x10_0004
 
 
 def test_zero_only_segment_may_point_past_the_file() -> None:

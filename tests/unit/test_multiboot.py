@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pykvm.boot import Image, load
-from pykvm.boot.multiboot import Module, build_info, place_modules
+from pykvm.boot.multiboot import BOOT_MAGIC, Module, build_info, place_modules
 from pykvm.errors import ConfigError, ImageError
 from pykvm.regs import CpuMode
 
@@ -50,6 +50,7 @@ def test_elf_kernel() -> None:
     assert (image.kind, image.mode, image.entry) == ("multiboot", CpuMode.PROT32, MIB)
     assert image.multiboot is not None
     assert image.multiboot.flags == 1 << 1
+    assert BOOT_MAGIC == 0x2BAD_B002
     assert (image.segments[0].gpa, image.segments[0].size_bytes) == (MIB, 0x2000)
 
 
@@ -69,6 +70,14 @@ def test_mode_by_option_ignores_the_header() -> None:
 def test_entry_by_option() -> None:
     """An entry by option goes before the file's."""
     assert load(kernel(), entry=MIB + 1).entry == MIB + 1
+
+
+def test_ends_at_4_gib() -> None:
+    """A kernel may reach to the end of its 4 GiB and not beyond."""
+    for size, refused in ((0x1000, False), (0x1001, True)):
+        parts = (Part((4 << 30) - 0x1000, multiboot_header() + b"\xf4", memsz=size),)
+        found = result_or_line(partial(load, build_elf(64, parts, entry=parts[0].paddr)))
+        assert isinstance(found, str) == refused
 
 
 def test_linked_at_32_kib() -> None:
@@ -148,6 +157,11 @@ def test_addresses_in_the_header() -> None:
     assert [(s.gpa, s.data, s.size_bytes) for s in image.segments] == [(MIB, data[:60], 0x1000)]
 
 
+def test_header_at_the_start_of_the_file() -> None:
+    """The header may be the very first thing."""
+    assert load(flat_kernel(1 << 16, MIB, MIB, 0, 0, MIB + 40, pad=0)).entry == MIB + 40
+
+
 def test_addresses_that_are_zero() -> None:
     """load_end_addr 0 loads to the end of the file, bss_end_addr 0 adds nothing."""
     data = flat_kernel(1 << 16, MIB + 8, MIB, 0, 0, MIB + 40)
@@ -199,6 +213,7 @@ def test_information() -> None:
     ram = [*RAM, (0xFEC0_0000, 0x1000, 2), (4 << 30, 8 << 30, 1)]
     info = build_info(load(kernel()), at=AT, memory_map=ram, cmdline="kernel a=1 b", modules=modules)
     flags, lower, upper, _, cmdline, count, mods = unpack_from("<7I", info)
+    assert mods % 4 == 0
     assert flags == 1 << 0 | 1 << 2 | 1 << 3 | 1 << 6 | 1 << 9
     assert (lower, upper) == (640, 63 * 1024)
     assert c_string(info, cmdline) == "kernel a=1 b"
@@ -249,6 +264,15 @@ def test_impossible_command_lines(cmdline: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_longest_command_line() -> None:
+    """The information may fill its place to the last byte."""
+    size = len(build_info(load(kernel()), at=AT, memory_map=RAM))
+    room = 0x8000 - size
+    assert len(build_info(load(kernel()), at=AT, memory_map=RAM, cmdline="x" * room)) == 0x8000
+    with pytest.raises(ConfigError, match="shorten"):
+        build_info(load(kernel()), at=AT, memory_map=RAM, cmdline="x" * (room + 1))
+
+
 def test_any_byte_of_a_command_line() -> None:
     """What the shell gave passes unchanged, also where it is no UTF-8."""
     info = build_info(
@@ -262,7 +286,7 @@ def test_any_byte_of_a_command_line() -> None:
     [
         (Module(MIB + 0x1000, 16), "overlaps"),
         (Module(2 * MIB + 1, 16), "page boundaries"),
-        (Module((4 << 30) - 16, 17), "below 4 GiB"),
+        (Module((4 << 30) - 16, 16), "below 4 GiB"),
     ],
 )
 def test_impossible_modules(module: Module, says: str) -> None:
@@ -270,6 +294,12 @@ def test_impossible_modules(module: Module, says: str) -> None:
     image = load(kernel(multiboot_header(1 << 0)))
     with pytest.raises(ConfigError, match=says):
         build_info(image, at=AT, memory_map=RAM, modules=[module])
+
+
+def test_modules_may_touch_the_image() -> None:
+    """A module may end where the image starts, or start where it ends; its end is a 32-bit number."""
+    modules = [Module(MIB - 16, 16), Module(MIB + 0x2000, 16), Module((4 << 30) - 16, 15)]
+    assert build_info(load(kernel()), at=AT, memory_map=RAM, modules=modules)
 
 
 def test_modules_are_placed_on_pages() -> None:

@@ -79,6 +79,7 @@ def test_task_register(mode: CpuMode) -> None:
     state, memory = state_of(mode), memory_of(mode)
     task = state.segments["tr"]
     assert (task.type, task.present, task.s, task.base, task.limit) == (11, 1, 0, BOOT + 0x800, 0x67)
+    assert (task.dpl, task.db, task.l, task.g) == (0, 0, 0, 0)
     entry, upper = unpack_from("<2Q", memory, BOOT + task.selector)
     assert (decoded(entry).type, decoded(entry).base, decoded(entry).limit, upper) == (9, task.base, 0x67, 0)
     assert bytes(memory[task.base : task.base + 0x66]) == bytes(0x66)
@@ -119,12 +120,11 @@ def test_control_registers(mode: CpuMode) -> None:
     """PE always, paging as the mode says, LME and LMA only together with PG and PAE, SSE usable."""
     control = state_of(mode).control
     is_long, is_paged = mode in LONG, mode is not CpuMode.PROT32
-    assert control["cr0"] & 1
-    assert bool(control["cr0"] & 1 << 31) == is_paged
+    assert control["cr0"] == (0x8001_0033 if is_paged else 0x33)  # PG, WP, NE, ET, MP, PE
     assert control["efer"] == (0x500 if is_long else 0)
     assert bool(control["cr4"] & 1 << 5) == is_long
     assert bool(control["cr4"] & 1 << 4) == (mode is CpuMode.PAGED32)
-    assert control["cr4"] & 1 << 9  # OSFXSR
+    assert control["cr4"] & ~0x30 == 0x600  # OSFXSR, OSXMMEXCPT
     assert control["cr3"] == (BOOT + 0x2000 if is_paged else 0)
 
 
@@ -224,7 +224,7 @@ def test_real_mode_addresses(entry: int, stack: int) -> None:
         segment = state.segments[name]
         assert (segment.base, segment.limit) == (segment.selector << 4, 0xFFFF)
         assert (segment.db, segment.g, segment.l, segment.dpl, segment.present) == (0, 0, 0, 0, 1)
-    assert state.control["cr0"] & 0x8000_0001 == 0
+    assert state.control == {"cr0": 0x10, "cr3": 0, "cr4": 0, "efer": 0}
 
 
 @pytest.mark.parametrize(
