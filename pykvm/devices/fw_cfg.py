@@ -70,7 +70,7 @@ class FwCfg:
         if offset != _DATA:
             return b"\xff" * size
         out = self._item[self._at : self._at + size]
-        self._at = min(self._at + size, len(self._item))
+        self._at += size
         return out.ljust(size, b"\0")
 
     def write(self, offset: int, data: bytes) -> None:

@@ -54,7 +54,8 @@ _NO_ANSWER = 0xFE  # what the controller puts into its buffer when a device does
 _MEMORY_BYTES = 0x20
 # Plain numbers: the complement of a flag has only the named bits, and the guest may set others.
 _COMMAND = int(Status.COMMAND)
-_SYSTEM = int(Config.SYSTEM)
+_SYSTEM, _KEYBOARD_INTERRUPT = int(Config.SYSTEM), int(Config.KEYBOARD_INTERRUPT)
+_AUX_FULL = int(Status.AUX_OUTPUT_FULL)
 
 
 class A20Gate:
@@ -189,8 +190,8 @@ class I8042:
             self._on_reset()
 
     def _drive(self) -> None:
-        from_keyboard = self._full and not self._full & Status.AUX_OUTPUT_FULL
-        wanted = bool(from_keyboard and self._memory[0] & Config.KEYBOARD_INTERRUPT)
+        from_keyboard = self._full and not self._full & _AUX_FULL
+        wanted = bool(from_keyboard and self._memory[0] & _KEYBOARD_INTERRUPT)
         if self._irq is not None and wanted != self._level:
             self._irq.set_level(wanted)
         self._level = wanted

@@ -82,7 +82,13 @@ _RATE_1024_HZ = 0x06
 _UPDATE_NS = 2_228_000
 _EQUIPMENT = 0x02  # a floating-point unit; no floppy drive, no mouse
 _TIME = frozenset(time_registers(0, TimeFormat(binary=True, hours_24=True)))
-_FLAGS = int(RegC.UPDATE | RegC.ALARM | RegC.PERIODIC)  # the same bits enable them in register B
+# Plain numbers: arithmetic on flags takes microseconds, and firmware polls register A.
+_REG_A, _REG_B, _REG_C, _REG_D = range(0x0A, 0x0E)
+_RATE, _DIVIDER, _UPDATING = int(RegA.RATE), int(RegA.DIVIDER), int(RegA.UPDATE_IN_PROGRESS)
+_HOURS_24, _BINARY, _SET = int(RegB.HOURS_24), int(RegB.BINARY), int(RegB.SET)
+_INTERRUPT = int(RegC.INTERRUPT)
+_UPDATE, _ALARM, _PERIODIC = int(RegC.UPDATE), int(RegC.ALARM), int(RegC.PERIODIC)
+_FLAGS = _UPDATE | _ALARM | _PERIODIC  # the same bits enable them in register B
 
 
 class Rtc:
@@ -114,9 +120,9 @@ class Rtc:
         self._offset_ns = 0  # guest time less host time
         self._weekday_shift = 0  # the weekday is a counter of its own; days off the real one
         self._bytes = bytearray(_SIZE_BYTES)
-        self._bytes[Cmos.REG_A] = _DIVIDER_RUNS | _RATE_1024_HZ
-        self._bytes[Cmos.REG_B] = RegB.HOURS_24
-        self._bytes[Cmos.REG_D] = RegD.VALID
+        self._bytes[_REG_A] = _DIVIDER_RUNS | _RATE_1024_HZ
+        self._bytes[_REG_B] = _HOURS_24
+        self._bytes[_REG_D] = RegD.VALID
         self._describe_board(low_memory_bytes, high_memory_bytes)
         self._seen_ns = self._now_ns()
 
@@ -155,13 +161,13 @@ class Rtc:
         """
         if self._level:
             return None
-        now, enabled, due = self._now_ns(), self._bytes[Cmos.REG_B], []
-        if enabled & RegB.PERIODIC_INTERRUPT and (period := self._period()):
+        now, enabled, due = self._now_ns(), self._bytes[_REG_B], []
+        if enabled & _PERIODIC and (period := self._period()):
             ticks = (_ticks(now) // period + 1) * period
             due.append(-(-ticks * _SECOND_NS // _CRYSTAL_HZ))
-        if enabled & RegB.UPDATE_INTERRUPT and not self._frozen():
+        if enabled & _UPDATE and not self._frozen():
             due.append((now // _SECOND_NS + 1) * _SECOND_NS)
-        if enabled & RegB.ALARM_INTERRUPT and not self._frozen():
+        if enabled & _ALARM and not self._frozen():
             alarm = next_alarm(self._bytes, self._format(), now // _SECOND_NS)
             due += [] if alarm is None else [alarm * _SECOND_NS]
         return min(due) - self._offset_ns if due else None
@@ -172,18 +178,18 @@ class Rtc:
         index = self._index
         if index in _TIME and not self._frozen():
             return self._time()[index]
-        if index == Cmos.REG_A:
-            return self._bytes[index] | (RegA.UPDATE_IN_PROGRESS if self._updates() else 0)
-        if index == Cmos.REG_C:
+        if index == _REG_A:
+            return self._bytes[index] | (_UPDATING if self._updates() else 0)
+        if index == _REG_C:
             return self._read_reg_c()
         return self._bytes[index]
 
     def _read_reg_c(self) -> int:
         self._catch_up()
-        flags = self._bytes[Cmos.REG_C]
-        self._bytes[Cmos.REG_C] = 0
+        flags = self._bytes[_REG_C]
+        self._bytes[_REG_C] = 0
         self._drive()
-        return flags | (RegC.INTERRUPT if flags & self._bytes[Cmos.REG_B] else 0)
+        return flags | (_INTERRUPT if flags & self._bytes[_REG_B] else 0)
 
     def _write_selected(self, value: int) -> None:
         index = self._index
@@ -192,9 +198,9 @@ class Rtc:
             self._stop_clock()
             self._bytes[index] = value
             self._start_clock()
-        elif index in {Cmos.REG_A, Cmos.REG_B}:
+        elif index in (_REG_A, _REG_B):
             self._write_control(index, value)
-        elif index not in {Cmos.REG_C, Cmos.REG_D}:
+        elif index not in (_REG_C, _REG_D):
             self._bytes[index] = value
         self._drive()
 
@@ -203,10 +209,10 @@ class Rtc:
         was_frozen, divider_ran = self._frozen(), self._divider_runs()
         if not was_frozen:
             self._stop_clock()
-        if index == Cmos.REG_A:
-            value &= ~int(RegA.UPDATE_IN_PROGRESS)
-        elif value & RegB.SET:
-            value &= ~int(RegB.UPDATE_INTERRUPT)
+        if index == _REG_A:
+            value &= ~_UPDATING
+        elif value & _SET:
+            value &= ~_UPDATE
         self._bytes[index] = value
         if self._divider_runs() and not divider_ran:
             # The chip makes its first update half a second after the divider is let go.
@@ -220,17 +226,17 @@ class Rtc:
         return self._clock_ns() + self._offset_ns
 
     def _format(self) -> TimeFormat:
-        control = self._bytes[Cmos.REG_B]
-        return TimeFormat(binary=bool(control & RegB.BINARY), hours_24=bool(control & RegB.HOURS_24))
+        control = self._bytes[_REG_B]
+        return TimeFormat(binary=bool(control & _BINARY), hours_24=bool(control & _HOURS_24))
 
     def _time(self) -> dict[int, int]:
         return time_registers(self._now_ns() // _SECOND_NS, self._format(), self._weekday_shift)
 
     def _divider_runs(self) -> bool:
-        return self._bytes[Cmos.REG_A] & RegA.DIVIDER == _DIVIDER_RUNS
+        return self._bytes[_REG_A] & _DIVIDER == _DIVIDER_RUNS
 
     def _frozen(self) -> bool:
-        return bool(self._bytes[Cmos.REG_B] & RegB.SET) or not self._divider_runs()
+        return bool(self._bytes[_REG_B] & _SET) or not self._divider_runs()
 
     def _updates(self) -> bool:
         return not self._frozen() and self._now_ns() % _SECOND_NS >= _SECOND_NS - _UPDATE_NS
@@ -257,22 +263,22 @@ class Rtc:
         self._seen_ns = now
         flags, period = 0, self._period()
         if period and _ticks(now) // period > _ticks(seen) // period:
-            flags |= RegC.PERIODIC
+            flags |= _PERIODIC
         if not self._frozen() and now // _SECOND_NS > seen // _SECOND_NS:
             alarm = next_alarm(self._bytes, self._format(), seen // _SECOND_NS)
             rings = alarm is not None and alarm <= now // _SECOND_NS
-            flags |= RegC.UPDATE | (RegC.ALARM if rings else 0)
-        self._bytes[Cmos.REG_C] |= flags
+            flags |= _UPDATE | (_ALARM if rings else 0)
+        self._bytes[_REG_C] |= flags
 
     def _period(self) -> int:
         """Ticks of the crystal from one periodic event to the next; 0 if there is none."""
-        rate = self._bytes[Cmos.REG_A] & RegA.RATE
+        rate = self._bytes[_REG_A] & _RATE
         if not rate or not self._divider_runs():
             return 0
         return 1 << (rate + 6 if rate < 3 else rate - 1)  # 256 and 128 Hz are there twice
 
     def _drive(self) -> None:
-        wanted = bool(self._bytes[Cmos.REG_C] & self._bytes[Cmos.REG_B] & _FLAGS)
+        wanted = bool(self._bytes[_REG_C] & self._bytes[_REG_B] & _FLAGS)
         if self._irq is not None and wanted != self._level:
             self._irq.set_level(wanted)
         self._level = wanted

@@ -186,7 +186,7 @@ class Serial:
         return source | (_FIFOS_ON if self._fifos_on else 0)
 
     def _read_lsr(self) -> int:
-        if self._lsr_was_read and not self._mcr & _LOOP:
+        if self._queue and self._lsr_was_read and not self._mcr & _LOOP:
             self._listening = True
             self._feed()
         value = _TRANSMITTER_IDLE | self._errors
