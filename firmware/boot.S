@@ -45,21 +45,22 @@ int19_boot:
     ljmp $0, $BOOT_SECTOR
 
 no_disk:
-    call print
+    call print_line
     MARK MARK_NO_DISK
     int $0x18
 no_sector:
     movb %ah, %bl
     movw $text_no_sector, %si
-    call print
+    call print_line
     movb %bl, %al
     call print_hex_byte
     movw $text_no_sector_end, %si
+    call print
     jmp 1f
 no_signature:
     movw $text_no_signature, %si
-1:  call print
-    MARK MARK_NOT_BOOTABLE
+    call print_line
+1:  MARK MARK_NOT_BOOTABLE
     int $0x18
 
 /* Nothing to boot. PCs of 1981 went on to BASIC in ROM. */
@@ -67,11 +68,11 @@ no_signature:
 int18_no_boot:
     cld
     movw $text_no_boot, %si
+    call print_line
 
-/* SI = last words. The panic port tells the host; if nobody is there, wait for the reset button. */
-    .globl stop_with_words
-stop_with_words:
-    call print
+/* The panic port tells the host; if nobody is there, wait for the reset button. */
+    .globl stop
+stop:
     movw $PORT_PANIC, %dx
     movb $1, %al
     outb %al, %dx

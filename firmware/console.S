@@ -36,7 +36,23 @@ put_char:
     jmp teletype
 #endif
 
-/* SI = text in the BIOS, ends with 0. */
+/* SI = text in the BIOS, ends with 0. On a line of its own: a program may have left the cursor anywhere. */
+    .globl print_line
+print_line:
+    pushw %ax
+    pushw %ds
+    movw $SEG_BDA, %ax
+    movw %ax, %ds
+    cmpb $0, BDA_CURSOR
+    popw %ds
+    popw %ax
+    je print
+    pushw %si
+    movw $text_new_line, %si
+    call print
+    popw %si
+
+/* SI = text in the BIOS, ends with 0. Changes SI alone. */
     .globl print
 print:
     pushw %ax
@@ -52,6 +68,11 @@ print:
 2:  popw %ds
     popw %ax
     ret
+
+    .section .rodata
+text_new_line:
+    .asciz "\r\n"
+    .text
 
     .globl print_hex_word, print_hex_byte
 print_hex_word:                         # AX

@@ -124,8 +124,8 @@ keys_from_line:
     jmp keys_from_line
 2:  ret
 
-/* Arrow keys arrive as three bytes, ESC [ A. If no more bytes wait, it was the Esc key itself. */
-3:  call serial_ready
+/* Arrow keys arrive as three bytes, ESC [ A. If nothing follows, it was the Esc key itself. */
+3:  call serial_ready_soon
     movb $0x1b, %al
     jz 1b
     call serial_get
@@ -137,7 +137,7 @@ keys_from_line:
     call key_store
     popw %ax
     jmp 1b
-4:  call serial_ready
+4:  call serial_ready_soon
     jz 2b
     call serial_get
     movw $arrows, %si
@@ -154,6 +154,26 @@ keys_from_line:
 
 arrows:                                 # up, down, right, left, home, end
     .byte 'A', 0x48, 'B', 0x50, 'C', 0x4d, 'D', 0x4b, 'H', 0x47, 'F', 0x4f, 0, 0
+
+/* As serial_ready, but what belongs to an escape sequence has 10 ms to follow. */
+serial_ready_soon:
+    pushw %bx
+    pushw %cx
+    call pit_count                      # timer.S
+    movw %ax, %bx
+    xorw %cx, %cx                       # 65536 looks at most: a program may have stopped the timer
+1:  call serial_ready
+    jnz 2f
+    call pit_count
+    negw %ax
+    addw %bx, %ax                       # counts that have passed
+    cmpw $PIT_HZ / 100, %ax
+    jae 2f
+    loop 1b
+2:  call serial_ready
+    popw %cx
+    popw %bx
+    ret
 
 /* AL = byte from the line -> AH = scan code of an American keyboard, AL = character. */
 translate:

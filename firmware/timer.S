@@ -4,8 +4,6 @@
     .code16
     .text
 
-/* The timer's crystal gives 1,193,182 counts in a second; 65536 of them are one tick. */
-#define PIT_HZ 1193182
 #define TICKS_PER_DAY 0x1800b0
 
 /* DS = BDA. */
@@ -234,6 +232,7 @@ int15_wait:
     ret
 
 /* AX = what channel 0 shows now. */
+    .globl pit_count
 pit_count:
     xorb %al, %al                       # latch channel 0: the two bytes belong together
     outb %al, $PORT_PIT_COMMAND

@@ -138,7 +138,7 @@ fault:
     movb %bl, %al
     outb %al, $PORT_POST
     movw $text_exception, %si
-    call print
+    call print_line
     movb %bl, %al
     call print_hex_byte
     movw $text_at, %si
@@ -150,7 +150,8 @@ fault:
     movw F_IP+2(%bp), %ax
     call print_hex_word
     movw $text_stop, %si
-    jmp stop_with_words                 # boot.S
+    call print
+    jmp stop                            # boot.S
 
     .section .rodata
 text_exception:
