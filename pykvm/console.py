@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import threading
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from pykvm._native import ffi, lib
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
 __all__ = ["Console"]
 
@@ -25,23 +23,22 @@ class Console:
     counted in `cut_bytes`.
     """
 
-    def __init__(self, ring: Any, listener: Callable[[bytes], None] | None) -> None:
-        """`ring` is the machine's `struct byte_ring`; `listener` gets each piece, from any thread."""
+    def __init__(
+        self, ring: Any, listener: Callable[[bytes], None] | None, lock: AbstractContextManager[Any]
+    ) -> None:
+        """`ring` is the machine's `struct byte_ring`; `listener` gets each piece, from any thread.
+
+        `lock` is the machine's, which a device's thread holds already: with one of our own a listener
+        that types on the guest's console could be held up by a device that prints, and that by it.
+        """
         self._bytes = ffi.new("uint8_t[]", _RING_BYTES)
         self._scratch = ffi.new("uint8_t[]", _RING_BYTES)
         self._ring = ring
         ring.bytes, ring.capacity = self._bytes, _RING_BYTES
-        self.wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        ring.wake_fd = self.wake_fd
         self._listener = listener
-        self._lock = threading.Lock()
+        self._lock = lock
         self._kept = bytearray()
         self.cut_bytes = 0
-
-    def close(self) -> None:
-        """Close the eventfd; no vCPU may run any more."""
-        self._ring.wake_fd = -1
-        os.close(self.wake_fd)
 
     def write(self, data: bytes) -> None:
         """A device's output, behind everything the C loop has taken so far."""
@@ -53,14 +50,6 @@ class Console:
         """Hand on what the C loop has taken."""
         with self._lock:
             self._drain()
-
-    def pump_before_sleep(self) -> None:
-        """pump(), and have `wake_fd` signalled at the next byte."""
-        with suppress(BlockingIOError):  # nothing was signalled
-            os.eventfd_read(self.wake_fd)
-        self.pump()
-        while not lib.byte_ring_wait(self._ring):
-            self.pump()
 
     def contents(self) -> bytes:
         """Everything kept so far."""

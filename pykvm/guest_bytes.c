@@ -3,7 +3,6 @@
 
 #include <sched.h>
 #include <string.h>
-#include <unistd.h>
 
 #define SPINS_BEFORE_YIELD 128
 
@@ -25,14 +24,6 @@ uint8_t *guest_bytes(const struct loop_shared *shared, uint64_t gpa, uint64_t si
 
 /* ---- the byte ring: many vCPUs write, one reader -------------------------------------------------- */
 
-static void byte_ring_wake(struct byte_ring *ring)
-{
-    uint64_t one = 1;
-    if (ring->wake_fd >= 0 && __atomic_load_n(&ring->reader_waiting, __ATOMIC_SEQ_CST) &&
-        __atomic_exchange_n(&ring->reader_waiting, 0, __ATOMIC_SEQ_CST))
-        (void)!write(ring->wake_fd, &one, sizeof one);
-}
-
 /* All of `size` bytes or, if they do not fit, none. */
 int byte_ring_append(struct byte_ring *ring, const uint8_t *from, uint64_t size)
 {
@@ -48,10 +39,9 @@ int byte_ring_append(struct byte_ring *ring, const uint8_t *from, uint64_t size)
         uint64_t first = size < ring->capacity - at ? size : ring->capacity - at;
         memcpy(ring->bytes + at, from, first);
         memcpy(ring->bytes, from + first, size - first);
-        __atomic_store_n(&ring->head, ring->head + size, __ATOMIC_SEQ_CST);
+        __atomic_store_n(&ring->head, ring->head + size, __ATOMIC_RELEASE);
     }
     __atomic_store_n(&ring->lock, 0, __ATOMIC_RELEASE);
-    byte_ring_wake(ring);
     return fits;
 }
 
@@ -69,14 +59,4 @@ uint64_t byte_ring_read(struct byte_ring *ring, uint8_t *to, uint64_t most)
     memcpy(to + first, ring->bytes, size - first);
     __atomic_store_n(&ring->tail, ring->tail + size, __ATOMIC_RELEASE);
     return size;
-}
-
-/* Announce that the reader is about to sleep on wake_fd; 0 if it must not, because there are bytes. */
-int byte_ring_wait(struct byte_ring *ring)
-{
-    __atomic_store_n(&ring->reader_waiting, 1, __ATOMIC_SEQ_CST);
-    if (__atomic_load_n(&ring->head, __ATOMIC_SEQ_CST) == ring->tail)
-        return 1;
-    __atomic_store_n(&ring->reader_waiting, 0, __ATOMIC_SEQ_CST);
-    return 0;
 }

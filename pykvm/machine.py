@@ -100,17 +100,17 @@ class Machine:
         self._placement = Placement()
         self._rings: list[TraceRing] = []
         self._raw: list[list[bytes]] = []
-        self._lock = threading.Lock()
-        self._drain_lock = threading.Lock()
+        self._lock = threading.RLock()  # a listener may type on the console that a device prints on
         self.vcpus: list[Vcpu] = []
         self.vm: Vm | None = None
-        self._has_run = False
+        self._supervisor: Supervisor | None = None
+        self._listens = console is not None
         self.kvm = Kvm()
         try:
             self.memory = GuestMemory(self.spec.memory_bytes)
             self._shared = ffi.new("struct loop_shared *")
-            self._ending = Ending()
-            self._console = Console(ffi.addressof(self._shared, "console"), console)
+            self._ending = Ending(self._wake)
+            self._console = Console(ffi.addressof(self._shared, "console"), console, self._lock)
         except PykvmError:
             self.kvm.close()
             raise
@@ -131,14 +131,14 @@ class Machine:
         """Take the machine apart: vCPUs, VM, memory, fds. Nothing of it stays."""
         if self.kvm.fd < 0:
             return
+        if self._supervisor:
+            self._supervisor.stop()
         for vcpu in self.vcpus:
             vcpu.close()
         for ring in self._rings:
             ring.close()
         if self.vm:
             self.vm.close()
-        self._console.close()
-        self._ending.close()
         self.memory.close()
         self.kvm.close()
 
@@ -285,27 +285,19 @@ class Machine:
         the run with EndReason.INTERRUPTED. Raises ConfigError if nothing is loaded or the machine has run
         before, and KvmError where KVM itself fails.
         """
-        if self.vm is None or self._has_run:
+        if self.vm is None or self._supervisor:
             raise ConfigError("a machine runs once, after load(); make a new one")
-        self._has_run = True
-        clock = TscClock()
-        runners = [self._make_runner(vcpu) for vcpu in self.vcpus]
-        start_ns = time.monotonic_ns()
-        supervisor = Supervisor(
-            runners,
+        self._supervisor = Supervisor(
+            [self._make_runner(vcpu) for vcpu in self.vcpus],
             ending=self._ending,
-            console=self._console,
-            drain=self._drain_traces,
+            drain=self._drain_all,
             irqchip=self.spec.has_irqchip,
+            listens=self._listens,
+            timeout=timeout,
         )
-        for runner in runners:
-            runner.thread.start()
-        try:
-            supervisor.watch(timeout)
-        except KeyboardInterrupt:
-            self._ending.finish(EndReason.INTERRUPTED)
-        finally:
-            supervisor.stop()
+        clock = TscClock()
+        start_ns = time.monotonic_ns()
+        self._supervisor.run()
         for vcpu in self.vcpus:
             lib.exit_loop_settle(vcpu.loop)
         wall_ns = time.monotonic_ns() - start_ns
@@ -341,14 +333,20 @@ class Machine:
     def _drain(self, number: int) -> None:
         """Empty the rings that stopped vCPU `number`; called by its thread."""
         self._console.pump()
-        with self._drain_lock:
+        with self._lock:
             self._raw[number].append(self._rings[number].take())
 
-    def _drain_traces(self) -> None:
+    def _drain_all(self) -> None:
+        self._console.pump()
         if self.spec.trace:
-            with self._drain_lock:
+            with self._lock:
                 for raw, ring in zip(self._raw, self._rings, strict=True):
                     raw.append(ring.take())
+
+    def _wake(self) -> None:
+        """Have the thread in run() see that the run is over; it stops the others."""
+        if self.vcpus:
+            self.vcpus[0].kick()
 
     def _on_unclaimed(self, what: str) -> None:
         self.unclaimed += 1

@@ -1,9 +1,8 @@
-"""Runs one vCPU in a thread of its own: enter, decode, dispatch by one table, until the run is over."""
+"""Runs one vCPU: enter, decode, dispatch by one table, until the run is over."""
 
 from __future__ import annotations
 
 import errno
-import os
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +24,7 @@ from pykvm.vcpu import LoopResult
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
     from pykvm.bus import Bus
     from pykvm.vcpu import Vcpu
@@ -44,37 +44,40 @@ _NO_MEMORY = frozenset({errno.ENOMEM, errno.EFAULT})
 class Ending:
     """How a run ends: the first word counts, from whichever thread it comes."""
 
-    def __init__(self) -> None:
-        self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._lock = threading.Lock()
+    def __init__(self, wake: Callable[[], None]) -> None:
+        """`wake` makes the thread of vCPU 0 look at `is_over`."""
+        self._wake = wake
+        self._words: dict[str, tuple[EndReason, int | None, str]] = {}
+        self._failures: dict[str, BaseException] = {}
         self.is_over = False
         self.reason = EndReason.INTERRUPTED
         self.code: int | None = None
         self.detail = ""
-        self.failure: BaseException | None = None
 
     def finish(self, reason: EndReason, *, code: int | None = None, detail: str = "") -> None:
-        """End the run for `reason`."""
-        with self._lock:
-            if self.is_over:
-                return
-            self.reason, self.code, self.detail = reason, code, detail
+        """End the run for `reason`; from any thread, and from a signal's handler."""
+        word = (reason, code, detail)
+        # One step: a lock could meet itself in a signal's handler.
+        if self._words.setdefault("first", word) is word:
+            self.reason, self.code, self.detail = word
             self.is_over = True
-            os.eventfd_write(self.fd, 1)
+            self._wake()
 
     def fail(self, failure: BaseException) -> None:
-        """End the run because pykvm itself failed; run() raises `failure`."""
-        with self._lock:
-            self.failure = self.failure or failure
+        """End the run because pykvm itself failed; run() raises the first such `failure`."""
+        self._failures.setdefault("first", failure)
         self.finish(EndReason.INTERRUPTED)
 
-    def close(self) -> None:
-        """Close the eventfd that finish() signals."""
-        os.close(self.fd)
+    @property
+    def failure(self) -> BaseException | None:
+        """What made pykvm itself fail, if anything did."""
+        return self._failures.get("first")
 
 
 class VcpuRunner:
-    """One vCPU's thread and its dispatch table: kind of Exit -> what to do.
+    """One vCPU and its dispatch table: kind of Exit -> what to do.
+
+    run() is the loop, in the calling thread; start() does it in one of its own.
 
     `handlers` of the machine come on top of the table below: a tap puts its own there.
     """
@@ -86,7 +89,7 @@ class VcpuRunner:
         ports: Bus,
         mmio: Bus,
         ending: Ending,
-        lock: threading.Lock,
+        lock: AbstractContextManager[Any],
         unclaimed: Callable[[str], None],
         drain: Callable[[int], None],
         handlers: dict[type[Exit], Callable[[Vcpu, Any], None]],
@@ -112,22 +115,40 @@ class VcpuRunner:
         }
         for kind, handler in handlers.items():
             self._handlers[kind] = lambda e, handler=handler: handler(vcpu, e)  # type: ignore[misc]
-        self.thread = threading.Thread(target=self._main, name=f"vcpu{vcpu.number}", daemon=True)
+        self._thread: threading.Thread | None = None
 
     # ---- the loop
 
+    def start(self) -> None:
+        """Run the vCPU in a thread of its own."""
+        self._thread = threading.Thread(target=self._main, name=f"vcpu{self.vcpu.number}", daemon=True)
+        self._thread.start()
+
+    def is_running(self) -> bool:
+        """Whether its own thread still runs."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def join(self, timeout_s: float) -> None:
+        """Wait for its thread to end, at most `timeout_s`."""
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+
     def _main(self) -> None:
         try:
-            self._run()
+            self.run()
         except BaseException as error:  # noqa: BLE001 - carried to the caller's thread, which raises it
             self._ending.fail(error)
 
-    def _run(self) -> None:
+    def run(self, tick: Callable[[], None] | None = None) -> None:
+        """Run the vCPU until the run is over; `tick` is called whenever a signal or a kick interrupted it.
+
+        Raises KvmError if KVM_RUN fails, and what a device raises.
+        """
         vcpu, ending, handlers, lock = self.vcpu, self._ending, self._handlers, self._lock
-        view, enter = vcpu.view, vcpu.enter
+        view, enter, exited = vcpu.view, vcpu.enter, int(LoopResult.EXIT)
         while not ending.is_over:
             result = enter()
-            if result == LoopResult.EXIT:
+            if result == exited:
                 exit_ = decode(view)
                 handler = handlers.get(type(exit_))
                 if handler is None:
@@ -139,12 +160,15 @@ class VcpuRunner:
                     except GuestError as error:
                         self._on_guest_error(error)
             else:
-                self._on_other(result)
+                self._on_other(result, tick)
 
-    def _on_other(self, result: int) -> None:
+    def _on_other(self, result: int, tick: Callable[[], None] | None) -> None:
         """Everything enter() returns for but an exit."""
-        if result == LoopResult.KICKED:
-            self.is_halted_for_good = self.vcpu.is_halted_for_good()
+        if result in (LoopResult.KICKED, LoopResult.SIGNAL):
+            if tick:
+                tick()
+            elif result == LoopResult.KICKED:
+                self.is_halted_for_good = self.vcpu.is_halted_for_good()
         elif result in (LoopResult.TRACE_FULL, LoopResult.CONSOLE_FULL):
             self._drain(self.vcpu.number)
         elif result == LoopResult.ERROR:

@@ -1,32 +1,34 @@
-"""Watches a running machine from the caller's thread: output, the time limit, halts for good."""
+"""Runs a machine: vCPU 0 in the caller's thread, the others beside it, and at each tick a look around."""
 
 from __future__ import annotations
 
-import select
 import time
 from typing import TYPE_CHECKING
 
+from pykvm.errors import ConfigError
 from pykvm.result import EndReason
+from pykvm.vcpu import Ticks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from pykvm.console import Console
     from pykvm.runner import Ending, VcpuRunner
 
 __all__ = ["Supervisor"]
 
-_PUMP_MS = 5
-_LOOK_MS = 300
+_OUTPUT_S = 0.01
+_LOOK_S = 0.3
 _LOOKS = 3
 _KICK_AGAIN_S = 0.02
 
 
 class Supervisor:
-    """What run() does while the vCPUs' threads run.
+    """What run() does: one thread per vCPU, of which the caller's is that of vCPU 0.
 
-    With an in-kernel irqchip a HLT waits inside KVM. If every vCPU halts with interrupts off, nothing can
-    wake the guest again: that is the end `halt`, not a hang. Three looks in a row, 300 ms apart, must agree.
+    Ticks take vCPU 0 out of KVM_RUN, as often as there is something to do: hand output on to a listener,
+    end the run at its time limit, look for halts. With an in-kernel irqchip a HLT waits inside KVM. If every
+    vCPU halts with interrupts off, nothing can wake the guest again: that is the end `halt`, not a hang.
+    Three looks in a row, 300 ms apart, must agree.
     """
 
     def __init__(
@@ -34,61 +36,82 @@ class Supervisor:
         runners: Sequence[VcpuRunner],
         *,
         ending: Ending,
-        console: Console,
         drain: Callable[[], None],
         irqchip: bool,
+        listens: bool,
+        timeout: float | None,
     ) -> None:
-        """`drain` empties the trace rings; `irqchip` says whether a HLT stays in the kernel."""
+        """`drain` empties all rings; `irqchip`: a HLT stays in the kernel; `listens`: output is awaited.
+
+        Raises ConfigError for a time limit that is not above 0.
+        """
+        if timeout is not None and not timeout > 0:
+            raise ConfigError(f"a time limit of {timeout:g} s: give more than 0")
         self._runners = runners
         self._ending = ending
-        self._console = console
         self._drain = drain
         self._looks_for_halts = irqchip
+        self._interval_s = min([_OUTPUT_S] * listens + [_LOOK_S] * irqchip, default=0.0)
+        self._timeout = timeout
+        self._deadline = self._next_look = time.monotonic()
         self._dead_looks = 0
-        self._over, self._both = select.poll(), select.poll()
-        for poll in (self._over, self._both):
-            poll.register(ending.fd, select.POLLIN)
-        self._both.register(console.wake_fd, select.POLLIN)
 
-    def watch(self, timeout: float | None) -> None:
-        """Hand output on as it comes, until the run is over, or `timeout` seconds are.
+    def run(self) -> None:
+        """Run the guest until its end is known and every thread has stopped.
 
-        After each wake-up the console rests for a few ms, so that a guest that prints pays for a signal
-        to us now and then and not with every byte.
+        Ctrl-C ends the run. Raises what a device or a listener raised.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while not self._ending.is_over:
-            self._over.poll(_PUMP_MS)
-            self._console.pump_before_sleep()
-            self._drain()
-            left = None if deadline is None else deadline - time.monotonic()
-            if left is not None and left <= 0:
-                self._ending.finish(EndReason.TIMEOUT, detail=f"the guest ran for {timeout:g} s")
-                return
-            if not self._both.poll(self._patience_ms(left)) and self._looks_for_halts:
-                self._look_for_dead_halt()
+        first, *others = self._runners
+        now = time.monotonic()
+        self._deadline = now + self._timeout if self._timeout is not None else float("inf")
+        self._next_look = now + _LOOK_S
+        try:
+            for runner in others:
+                runner.start()
+            with Ticks(self._timeout, self._interval_s):
+                first.run(self._tick)
+        except KeyboardInterrupt:
+            self._ending.finish(EndReason.INTERRUPTED)
+        finally:
+            self.stop()
 
-    def _patience_ms(self, left_s: float | None) -> float | None:
-        waits = [left_s * 1000] if left_s is not None else []
-        return min([*waits, _LOOK_MS]) if self._looks_for_halts else min(waits, default=None)
+    def _tick(self) -> None:
+        """Look around; vCPU 0 has just left KVM_RUN for it."""
+        self._drain()
+        now = time.monotonic()
+        if now >= self._deadline:
+            self._ending.finish(EndReason.TIMEOUT, detail=f"the guest ran for {self._timeout:g} s")
+        elif self._looks_for_halts and now >= self._next_look:
+            self._next_look = now + _LOOK_S
+            self._look_for_dead_halt()
 
     def _look_for_dead_halt(self) -> None:
-        """Judge what the last kick found, then kick again for the next look."""
-        dead = all(runner.is_halted_for_good for runner in self._runners)
+        """Judge vCPU 0 now and the others by what the last kick found, then kick those for the next look."""
+        first, *others = self._runners
+        dead = first.vcpu.is_halted_for_good() and all(runner.is_halted_for_good for runner in others)
         self._dead_looks = self._dead_looks + 1 if dead else 0
         if self._dead_looks >= _LOOKS:
             self._ending.finish(EndReason.HALT, detail="every vCPU has halted with interrupts off")
             return
-        for runner in self._runners:
+        for runner in others:
             runner.vcpu.kick()
 
     def stop(self) -> None:
-        """Kick every vCPU until its thread has ended; full rings are drained meanwhile."""
+        """Kick every vCPU until its thread has ended; full rings are drained meanwhile.
+
+        Whatever is raised on the way (a second Ctrl-C, a listener's error) waits until all have: nobody
+        may free what a thread still uses.
+        """
         self._ending.finish(EndReason.INTERRUPTED)
-        for runner in self._runners:
-            while runner.thread.is_alive():
-                runner.vcpu.kick()
-                self._console.pump()
+        failure: BaseException | None = None
+        while alive := [runner for runner in self._runners if runner.is_running()]:
+            try:
+                for runner in alive:
+                    runner.vcpu.kick()
                 self._drain()
-                runner.thread.join(_KICK_AGAIN_S)
-        self._console.pump()
+                alive[0].join(_KICK_AGAIN_S)
+            except BaseException as error:  # noqa: BLE001 - raised below, when the threads have ended
+                failure = failure or error
+        if failure:
+            raise failure
+        self._drain()

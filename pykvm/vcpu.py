@@ -23,11 +23,13 @@ if TYPE_CHECKING:
 
     from pykvm.regs import CpuState
 
-__all__ = ["GENERAL_REGISTERS", "LoopResult", "Vcpu"]
+__all__ = ["GENERAL_REGISTERS", "LoopResult", "Ticks", "Vcpu"]
 
 GENERAL_REGISTERS = (
     "rax rbx rcx rdx rsi rdi rbp rsp r8 r9 r10 r11 r12 r13 r14 r15 rip rflags"  # as in struct kvm_regs
 ).split()
+_TICK_S = 0.01
+_LONGEST_S = 1e9
 SEGMENTS = "cs ds es fs gs ss tr ldt".split()
 
 
@@ -50,6 +52,31 @@ def _kick_signal() -> int:
     return signal
 
 
+class Ticks:
+    """Takes the thread that enters it out of KVM_RUN now and then: Vcpu.enter() returns LoopResult.SIGNAL.
+
+    First after `first_s` seconds or `interval_s`, whichever is less, then every `interval_s`. No first
+    and no interval: never. A tick that falls between two entries is lost; the next one comes.
+    """
+
+    def __init__(self, first_s: float | None, interval_s: float) -> None:
+        self._interval_s = interval_s or _TICK_S
+        self._first_s = min(t for t in (first_s, interval_s or None, _LONGEST_S) if t is not None)
+        self._is_wanted = first_s is not None or interval_s > 0
+        self._timer = -1
+
+    def __enter__(self) -> Self:
+        if self._is_wanted:
+            self._timer = lib.tick_start(max(int(self._first_s * 1e9), 1), int(self._interval_s * 1e9))
+            if self._timer < 0:
+                raise KvmError(-self._timer, "timer_create")
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._timer >= 0:
+            lib.tick_stop(self._timer)
+
+
 class Vcpu:
     """A vCPU's fd, its kvm_run mapping, and its `struct exit_loop`."""
 
@@ -58,7 +85,11 @@ class Vcpu:
         _kick_signal()
         self.fd = fd
         self.number = number
-        self._map = mmap.mmap(fd, run_bytes)
+        try:
+            self._map = mmap.mmap(fd, run_bytes)
+        except OSError as error:
+            os.close(fd)
+            raise KvmError(error.errno or 0, "mmap of a vCPU") from None
         self.view = RunView(self._map)
         self.loop = ffi.new("struct exit_loop *", {"fd": fd, "vcpu": number, "run_bytes": run_bytes})
         self.loop.run = self.view.run

@@ -21,6 +21,8 @@
 #define ENTER_GUEST(fd) ioctl(fd, KVM_RUN, 0)
 #endif
 
+#define NS 1000000000u
+
 enum answer { ANSWERED, FOR_PYTHON, RING_IS_FULL };
 
 uint64_t tsc_now(void)
@@ -140,10 +142,36 @@ void exit_loop_kick(struct exit_loop *loop)
 {
     int32_t tid;
     __atomic_store_n(&loop->kick, 1, __ATOMIC_SEQ_CST);
+    if (!loop->run) /* closed */
+        return;
     __atomic_store_n(&loop->run->immediate_exit, 1, __ATOMIC_SEQ_CST);
     tid = __atomic_load_n(&loop->tid, __ATOMIC_SEQ_CST);
     if (tid > 0)
         syscall(SYS_tgkill, getpid(), tid, SIGRTMIN);
+}
+
+/* Break the calling thread out of KVM_RUN after `first_ns`, and again every `interval_ns`: LOOP_SIGNAL.
+ * A tick between two entries is lost, and the next one comes. A number for tick_stop(), or -errno. */
+int tick_start(uint64_t first_ns, uint64_t interval_ns)
+{
+    struct sigevent event = {.sigev_notify = SIGEV_THREAD_ID, .sigev_signo = SIGRTMIN};
+    struct itimerspec when = {.it_interval = {(time_t)(interval_ns / NS), (long)(interval_ns % NS)},
+                              .it_value = {(time_t)(first_ns / NS), (long)(first_ns % NS)}};
+    int tick; /* the kernel's own number: glibc's timer_t is a pointer and lives in another library */
+    event._sigev_un._tid = (pid_t)syscall(SYS_gettid);
+    if (syscall(SYS_timer_create, CLOCK_MONOTONIC, &event, &tick))
+        return -errno;
+    if (syscall(SYS_timer_settime, tick, 0, &when, NULL)) {
+        int failed = errno;
+        tick_stop(tick);
+        return -failed;
+    }
+    return tick;
+}
+
+void tick_stop(int tick)
+{
+    syscall(SYS_timer_delete, tick);
 }
 
 /* 1 if a kick was waiting. immediate_exit goes first: a kick that comes between sets it again. */

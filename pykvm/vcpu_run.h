@@ -76,9 +76,7 @@ struct byte_ring {
     uint8_t *bytes;
     uint64_t capacity; /* a power of two */
     uint64_t head, tail;
-    uint32_t lock;           /* writers take turns */
-    uint32_t reader_waiting; /* the reader sleeps on wake_fd */
-    int32_t wake_fd;         /* an eventfd, or -1 */
+    uint32_t lock; /* writers take turns */
 };
 
 struct fast_port {
@@ -141,6 +139,8 @@ struct exit_loop {
 int exit_loop_run(struct exit_loop *loop);
 void exit_loop_kick(struct exit_loop *loop);
 int kick_signal_install(void);
+int tick_start(uint64_t first_ns, uint64_t interval_ns);
+void tick_stop(int tick);
 uint64_t tsc_now(void);
 
 /* trace_record.c */
@@ -153,6 +153,5 @@ void exit_loop_settle(struct exit_loop *loop);
 uint8_t *guest_bytes(const struct loop_shared *shared, uint64_t gpa, uint64_t size, int write);
 int byte_ring_append(struct byte_ring *ring, const uint8_t *from, uint64_t size);
 uint64_t byte_ring_read(struct byte_ring *ring, uint8_t *to, uint64_t most);
-int byte_ring_wait(struct byte_ring *ring);
 
 #endif
