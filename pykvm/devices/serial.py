@@ -90,7 +90,7 @@ class Serial:
         self._deltas = 0  # MSR bits 3-0
         self._queue: deque[int] = deque()
         self._refused = False
-        self._listening = False
+        self._listening = self._has_listened = False
         self._lsr_was_read = False
         self._sends_directly = True  # a byte written to offset 0 does nothing but go out
         self._idle = True  # LSR reads as after a reset, and reading it changes nothing
@@ -133,8 +133,8 @@ class Serial:
 
     @property
     def is_listening(self) -> bool:
-        """Whether the guest has shown interest in input."""
-        return self._listening
+        """Whether the guest has ever shown interest in input: a driver may mask its interrupts at times."""
+        return self._has_listened
 
     def receive(self, data: bytes) -> int:
         """Take input from the terminal. Answers how many bytes were taken: fewer if the queue is full."""
@@ -187,7 +187,7 @@ class Serial:
 
     def _read_lsr(self) -> int:
         if self._queue and self._lsr_was_read and not self._mcr & _LOOP:
-            self._listening = True
+            self._listening = self._has_listened = True
             self._feed()
         value = _TRANSMITTER_IDLE | self._errors
         if self._fifo:
@@ -226,6 +226,7 @@ class Serial:
             self._thre_pending = True
         self._ier = value & 0x0F
         self._listening = bool(value & _RECEIVED_DATA)
+        self._has_listened |= self._listening
 
     def _write_fcr(self, value: int) -> None:
         turned_on = bool(value & _ENABLE)

@@ -508,6 +508,24 @@ def test_disabling_the_interrupt_stops_listening(board: Board) -> None:
     assert board.get(LSR) == IDLE | Lsr.DATA_READY
 
 
+def test_interest_in_input_is_remembered(board: Board) -> None:
+    """Printing shows none; enabling the interrupt or polling does, and masking takes nothing back."""
+    for byte in b"hi":
+        board.get(LSR)
+        board.put(THR, byte)
+    assert not board.chip.is_listening
+    board.chip.receive(b"x")
+    board.get(LSR)
+    listened: list[bool] = [board.chip.is_listening]
+    board.get(LSR)
+    listened.append(board.chip.is_listening)
+    driver = Board()
+    driver.put(IER, Ier.RECEIVED_DATA)
+    driver.put(IER, 0)
+    listened.append(driver.chip.is_listening)
+    assert listened == [False, True, True]
+
+
 def test_in_loopback_the_terminal_is_cut_off(board: Board) -> None:
     """Input waits until loopback ends, however the guest listens or looks."""
     board.put(IER, Ier.RECEIVED_DATA)
