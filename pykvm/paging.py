@@ -16,9 +16,8 @@ An entry, and which of its bits the walk obeys::
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from struct import pack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pykvm.errors import GuestAddressError
 
@@ -57,8 +56,7 @@ _ADDRESS = 0x000F_FFFF_FFFF_F000  # bits 51…12: the widest physical address th
 _PDPTE_RESERVED = 0xFFF0_0000_0000_01E6  # PAE's four pointers have neither rights nor a size
 
 
-@dataclass(frozen=True, slots=True)
-class Translation:
+class Translation(NamedTuple):
     """What a linear address means: the gpa, the page that holds it, and who may do what there.
 
     `writable` and `user` hold for the whole way (each level can take a right away), `nx` is True if
@@ -72,8 +70,7 @@ class Translation:
     nx: bool
 
 
-@dataclass(frozen=True, slots=True)
-class _Format:
+class _Format(NamedTuple):
     """One of the four formats: the lowest address bit of each level, and which levels may be pages."""
 
     shifts: tuple[int, ...]

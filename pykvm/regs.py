@@ -23,9 +23,8 @@ in ring 3 puts its ring-0 stack there.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
 from struct import pack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pykvm import layout, paging
 from pykvm.errors import ConfigError
@@ -110,8 +109,7 @@ _HAS_TABLES = {
 _IS_64BIT = (CpuMode.LONG64, CpuMode.USER64)
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
+class Segment(NamedTuple):
     """A segment register with its hidden part; the names are those of struct kvm_segment.
 
     `limit` counts bytes also where `g` is 1. A segment with `present` 0 is what KVM calls unusable.
@@ -129,8 +127,7 @@ class Segment:
     g: int
 
 
-@dataclass(frozen=True, slots=True)
-class CpuState:
+class CpuState(NamedTuple):
     """The registers that a vCPU starts with.
 
     `regs` has every name of struct kvm_regs; `segments` has cs ds es fs gs ss tr ldt; `tables` gives

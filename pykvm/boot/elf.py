@@ -11,9 +11,8 @@ Guests have no loader to relocate them: only ET_EXEC, linked for fixed addresses
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from struct import Struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pykvm.boot.image import Image, Symbol, checked_image
 from pykvm.regs import CpuMode
@@ -64,8 +63,7 @@ _NOT_EXECUTABLE = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class _Layout:
+class _Layout(NamedTuple):
     """The structures of one class, each with its fields brought into the same order."""
 
     header: Struct
@@ -94,8 +92,7 @@ _ELF64 = _Layout(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class ProgramHeader:
+class ProgramHeader(NamedTuple):
     """One part of the file and its place in memory; the fields are those of Elf64_Phdr."""
 
     type: int
@@ -107,8 +104,7 @@ class ProgramHeader:
     memsz: int
 
 
-@dataclass(frozen=True, slots=True)
-class Elf:
+class Elf(NamedTuple):
     """A checked ELF header and its program headers."""
 
     is_64bit: bool

