@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +42,20 @@ def built_folder() -> Path:
 
 def all_guests() -> dict[str, Guest]:
     """Every guest by name, in order. Raises ImageNotFoundError if none were built."""
+    path = built_folder() / "index.json"
     try:
-        index = json.loads((built_folder() / "index.json").read_text())
+        about = path.stat()
+        return dict(_read_index(path, about.st_mtime_ns, about.st_ino))
     except OSError:
         raise ImageNotFoundError(
             "the guests have not been built; run `make guests` in the source tree"
         ) from None
+
+
+@lru_cache(maxsize=1)
+def _read_index(path: Path, _mtime_ns: int, _inode: int) -> dict[str, Guest]:
+    """The index, read again when the file has changed: a program that makes many machines asks often."""
+    index = json.loads(path.read_text())
     return {
         name: Guest(name, e["description"], e["images"], e["machine"], tuple(e["needs"]), e["expect"])
         for name, e in index.items()

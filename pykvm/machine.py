@@ -27,7 +27,7 @@ from pykvm.result import EndReason, Mark, RunResult, RunStats
 from pykvm.runner import Ending, VcpuRunner
 from pykvm.supervisor import Supervisor
 from pykvm.trace.clock import TscClock
-from pykvm.trace.record import TraceRecord, TraceRing, decode_records
+from pykvm.trace.record import TraceRecords, TraceRing
 from pykvm.vm import GsiLine, Vm
 
 if TYPE_CHECKING:
@@ -366,17 +366,16 @@ class Machine:
             stats=self._stats(clock, wall_ns),
             marks=tuple(Mark(value, at - start_ns) for value, at in self.marks),
             detail=self._ending.detail,
-            last_exits=tuple(records[-_FLIGHT_RECORDS:]),
-            trace=tuple(records) if self.spec.trace else (),
+            last_exits=records[-_FLIGHT_RECORDS:],
+            trace=records if self.spec.trace else (),
             cpus=self._snapshots() if snapshot or reason.is_abnormal else (),
             kvm=self.kvm.module(),
         )
 
-    def _records(self, clock: TscClock) -> list[TraceRecord]:
+    def _records(self, clock: TscClock) -> TraceRecords:
         for raw, ring in zip(self._raw, self._rings, strict=True):
             raw.append(ring.take())
-        records = [r for raw in self._raw for r in decode_records(b"".join(raw), clock)]
-        return sorted(records, key=lambda record: record.exit_ns)
+        return TraceRecords.merged((b"".join(raw) for raw in self._raw), clock)
 
     def _exit_counts(self) -> dict[str, int]:
         counts: dict[str, int] = {}

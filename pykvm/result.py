@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from pykvm.trace.record import TraceRecord
 
@@ -146,8 +146,8 @@ class RunResult:
     stats: RunStats
     marks: tuple[Mark, ...] = ()
     detail: str = ""
-    last_exits: tuple[TraceRecord, ...] = ()
-    trace: tuple[TraceRecord, ...] = ()
+    last_exits: Sequence[TraceRecord] = ()
+    trace: Sequence[TraceRecord] = ()
     cpus: tuple[CpuSnapshot, ...] = ()
     kvm: str = ""
 

@@ -80,8 +80,7 @@ def result_as_json(result: RunResult) -> dict[str, Any]:
     """The result as plain JSON values; the console also as base64, since a guest may print any bytes."""
     found = asdict(result)
     for name in ("trace", "last_exits"):
-        for record in found[name]:
-            record["data"] = record["data"].hex()
+        found[name] = [asdict(record) | {"data": record.data.hex()} for record in getattr(result, name)]
     for cpu in found["cpus"]:
         cpu["code"] = cpu["code"].hex()
     found["reason"] = str(result.reason)

@@ -244,8 +244,7 @@ class Vcpu:
 
     def set_cpuid(self, rows: Iterable[tuple[int, ...]]) -> None:
         """KVM_SET_CPUID2 from rows as get_cpuid() gives them; before the first run."""
-        names = ("function", "index", "flags", "eax", "ebx", "ecx", "edx")
-        entries = [dict(zip(names, row, strict=True)) for row in rows]
+        entries = list(rows)  # in the order of struct kvm_cpuid_entry2
         table = ffi.new("struct kvm_cpuid2 *", {"nent": len(entries), "entries": entries})
         call(self.fd, "KVM_SET_CPUID2", table)
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import mmap
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from pykvm._native import ffi, lib
 from pykvm.exits import reason_name
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from pykvm.trace.clock import TscClock
 
-__all__ = ["RECORD_BYTES", "TraceRecord", "TraceRing", "decode_records"]
+__all__ = ["RECORD_BYTES", "TraceRecord", "TraceRecords", "TraceRing"]
 
 RECORD_BYTES: int = ffi.sizeof("struct trace_record")
 _REGISTERS = "rip rsp rflags rax rbx rcx rdx rsi rdi r8 r9 r10".split()
@@ -83,10 +86,48 @@ def _decode(record: Any, clock: TscClock) -> TraceRecord:
     )
 
 
-def decode_records(raw: bytes, clock: TscClock) -> list[TraceRecord]:
-    """Every whole `struct trace_record` in `raw`, in order."""
-    records = ffi.from_buffer("struct trace_record[]", raw[: len(raw) // RECORD_BYTES * RECORD_BYTES])
-    return [_decode(records[i], clock) for i in range(len(records))]
+class TraceRecords(Sequence[TraceRecord]):
+    """Records in a row, 192 bytes each as the exit loop wrote them, decoded when they are looked at."""
+
+    def __init__(self, raw: bytes, clock: TscClock) -> None:
+        """`raw` holds `struct trace_record`s; `clock` turns their TSC values into ns."""
+        self._raw = raw[: len(raw) // RECORD_BYTES * RECORD_BYTES]
+        self._clock = clock
+
+    @classmethod
+    def merged(cls, parts: Iterable[bytes], clock: TscClock) -> TraceRecords:
+        """The records of several vCPUs, each in order, as one row in order of the exits' times."""
+        filled = [part for part in parts if part]
+        raw = b"".join(filled)
+        if len(filled) > 1:
+            times = ffi.from_buffer("struct trace_record[]", raw)
+            order = sorted(range(len(times)), key=lambda i: times[i].exit_tsc)
+            raw = b"".join(raw[i * RECORD_BYTES : (i + 1) * RECORD_BYTES] for i in order)
+        return cls(raw, clock)
+
+    def __len__(self) -> int:
+        return len(self._raw) // RECORD_BYTES
+
+    @overload
+    def __getitem__(self, index: int) -> TraceRecord: ...
+    @overload
+    def __getitem__(self, index: slice) -> TraceRecords: ...
+    def __getitem__(self, index: int | slice) -> TraceRecord | TraceRecords:
+        found = range(len(self))[index]
+        if isinstance(found, int):
+            at = found * RECORD_BYTES
+            record = ffi.from_buffer("struct trace_record *", self._raw[at : at + RECORD_BYTES])
+            return _decode(record, self._clock)
+        parts = (self._raw[i * RECORD_BYTES : (i + 1) * RECORD_BYTES] for i in found)
+        return TraceRecords(b"".join(parts), self._clock)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and tuple(self) == tuple(other)
+
+    __hash__ = None  # type: ignore[assignment]  # it equals tuples of what it holds, whose hash it does not know
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} trace records>"
 
 
 class TraceRing:
@@ -97,7 +138,8 @@ class TraceRing:
     """
 
     def __init__(self, ring: Any, capacity: int, *, keep_newest: bool, drop: bool = False) -> None:
-        self._map = mmap.mmap(-1, max(capacity * RECORD_BYTES, mmap.PAGESIZE))
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE  # a page fault costs many records
+        self._map = mmap.mmap(-1, max(capacity * RECORD_BYTES, mmap.PAGESIZE), flags=flags)
         self._hold = ffi.from_buffer(self._map)
         self._ring = ring
         self._keep_newest = keep_newest
