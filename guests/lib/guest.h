@@ -1,17 +1,28 @@
-/* What every guest needs: ports, and for assembler, one spelling of code for all CPU modes.
+/* What every guest needs: where pykvm's board listens, and one spelling of assembler for all CPU modes.
  *
  * A guest in assembler starts with GUEST_START. It sets the assembler to the mode's code size and
  * defines _start, where the machine enters with a stack ready. `ax_`, `bx_` … are the registers of the
- * mode's own width.
+ * mode's own width. A guest in C has a main(), and "start.S" in the `lib` of its guest.toml.
  */
 #ifndef GUEST_H
 #define GUEST_H
 
-#define PORT_DEBUG_CONSOLE 0xe9
-#define PORT_EXIT 0x500 /* the value written is the exit code */
-#define PORT_DEBUG_EXIT 0xf4 /* isa-debug-exit: the exit code is (v << 1) | 1 */
-#define PORT_PANIC 0x505
-#define PORT_COM1 0x3f8
+#define PORT_DEBUG_CONSOLE 0xe9 /* a byte written is a byte printed */
+#define PORT_EXIT 0x500         /* the value written is the exit code */
+#define PORT_DEBUG_EXIT 0xf4    /* isa-debug-exit: the exit code is (v << 1) | 1 */
+#define PORT_PANIC 0x505        /* bit 0: this guest has crashed */
+#define PORT_COM1 0x3f8         /* a 16550A UART, eight registers; interrupt line 4 */
+
+/* Segment selectors of the descriptor table that the machine prepares; there is no IDT. */
+#ifndef KERNEL_CODE64
+#define KERNEL_CODE64 0x08
+#define KERNEL_DATA 0x10
+#define USER_CODE32 0x1b
+#define USER_DATA 0x23
+#define USER_CODE64 0x2b
+#define TSS_SELECTOR 0x30
+#define KERNEL_CODE32 0x40
+#endif
 
 #ifdef __ASSEMBLER__
 #if MODE_REAL16
