@@ -11,7 +11,8 @@ from pykvm.devices.debug_exit import DebugExit, PlainExit
 from pykvm.devices.fw_cfg import FwCfg, board_items
 from pykvm.devices.i8042 import I8042, A20Gate, SystemControlA
 from pykvm.devices.mmio_console import MmioConsole
-from pykvm.devices.panic import Panic
+from pykvm.devices.panic import Panic, PanicEvent
+from pykvm.devices.pci_none import NoPci
 from pykvm.devices.post import PostCode
 from pykvm.devices.reset import ResetControl
 from pykvm.devices.rtc import Rtc
@@ -82,6 +83,8 @@ class Board:
         self.ports.attach(
             layout.FW_CFG, FwCfg(board_items(self.memory.size_bytes, self.vcpus, self.max_vcpus))
         )
+        self.ports.attach(layout.PCI_CONFIG_ADDRESS, NoPci())
+        self.ports.attach(layout.PCI_CONFIG_DATA, NoPci())
         latch = TestLatch()
         self.ports.attach(layout.TESTDEV_LATCH, latch)
         self.ports.attach(layout.TESTDEV_LATCH_BYTES, latch)
@@ -102,8 +105,9 @@ class Board:
     def _reset(self, how: str) -> None:
         self.end(EndReason.RESET, None, how)
 
-    def _panic(self, *_: object) -> None:
-        self.end(EndReason.PANIC, None, "the guest wrote to the panic port")
+    def _panic(self, event: PanicEvent) -> None:
+        if event & PanicEvent.PANICKED:  # a crash kernel that was loaded goes on by itself
+            self.end(EndReason.PANIC, None, "the guest wrote to the panic port")
 
 
 BOARDS: dict[str, Callable[[Board], Serial]] = {

@@ -31,7 +31,7 @@ I/O ports; those in brackets sit on the testdev board alone, where 0xe8-0xeb tak
     0x0080         POST marks         [0x00e8-0x00eb  latch again]     0x0505         panic
     0x0092         system control A    0x00e9         debug console    [0x0510-0x0511  fw_cfg]
     0x0cf9         reset control       0x00f4-0x00f7  debug exit       [0x2000-0x2017  interrupt lines]
-                                       0x510c-0x510f  hypercall
+   [0x0cf8 0x0cfc  empty PCI bus]      0x510c-0x510f  hypercall
 """
 
 from __future__ import annotations
@@ -63,6 +63,8 @@ __all__ = [
     "MMIO_CONSOLE",
     "MMIO_DEVICES",
     "PANIC",
+    "PCI_CONFIG_ADDRESS",
+    "PCI_CONFIG_DATA",
     "PLAIN_EXIT",
     "POST",
     "RESET_CONTROL",
@@ -113,7 +115,9 @@ PLAIN_EXIT = range(0x500, 0x504)  # the guest's value is the exit code, as it is
 PANIC = range(0x505, 0x506)  # pvpanic: the guest says that it has crashed
 FW_CFG = range(0x510, 0x512)  # selector and data of QEMU's firmware configuration
 HYPERCALL = range(0x510C, 0x5110)  # the gpa of a hypercall's arguments
+PCI_CONFIG_ADDRESS = range(0xCF8, 0xCF9)  # 4 bytes wide; a byte at 0xcf9 is RESET_CONTROL
 RESET_CONTROL = range(0xCF9, 0xCFA)
+PCI_CONFIG_DATA = range(0xCFC, 0xD00)
 TESTDEV_IRQ = range(0x2000, 0x2018)  # one port a GSI, 0 to 23
 
 # Interrupt lines
