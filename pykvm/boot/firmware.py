@@ -18,15 +18,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from pykvm import layout
 from pykvm.boot.disk_file import SECTOR_BYTES, DiskFile
-from pykvm.errors import GuestAddressError, ImageError, ImageNotFoundError
+from pykvm.errors import ConfigError, GuestAddressError, ImageError, ImageNotFoundError
 from pykvm.guests import built_folder
+from pykvm.memory import GuestMemory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
     from typing import BinaryIO, Self
 
-__all__ = ["DiskCall", "DiskError", "FirmwareDisk", "firmware_image"]
+__all__ = ["DiskCall", "DiskError", "FirmwareDisk", "firmware_image", "insert_disk"]
 
 REQUEST_MOST_SECTORS = 65535
 _REQUEST = struct.Struct("<IIq4Q")  # struct hypercall of guests/include/hypercall_abi.h
@@ -81,6 +82,38 @@ def firmware_image() -> bytes:
             "run `make guests` again"
         )
     return image
+
+
+def insert_disk(
+    source: str | Path | bytes,
+    *,
+    memory_bytes: int,
+    board: str = "pykvm",
+    irqchip: bool | None = None,
+    read_only: bool = False,
+    snapshot: bool = False,
+) -> tuple[GuestMemory, FirmwareDisk]:
+    """What a machine needs to boot `source`: guest memory with the firmware in it, and the disk.
+
+    The machine gives its hypercall port the disk's calls(), has an irqchip, starts its first vCPU in
+    CpuMode.RESET, and closes both. The other options are those of MachineSpec and FirmwareDisk. Raises
+    ConfigError for a machine on which the firmware can't run, ImageError for a bad image or firmware.
+    """
+    if board != "pykvm":
+        raise ConfigError(f"a disk on the board {board}: the firmware needs the board pykvm to boot it")
+    if irqchip is False:
+        raise ConfigError("a disk on a machine without irqchip: the firmware needs it to boot, for its timer")
+    if memory_bytes < layout.LEGACY_END:
+        raise ConfigError(
+            f"{memory_bytes >> 10} KiB of guest memory: the firmware needs 1 MiB to boot a disk"
+        )
+    rom = firmware_image()
+    disk = FirmwareDisk(source, read_only, snapshot=snapshot)
+    try:
+        return GuestMemory(memory_bytes, rom=rom), disk
+    except BaseException:
+        disk.close()
+        raise
 
 
 class FirmwareDisk:

@@ -5,6 +5,9 @@
  */
 #include "guest.h"
 
+drive = 0x600                           /* free memory: the image itself does not change */
+group = 0x602
+
 .macro GROUP number, name
         movw    $\number, group
         mov     $name\@, %si
@@ -60,9 +63,6 @@ failed: pop     %bx                     /* where */
 end:    mov     $PORT_EXIT, %dx
         out     %eax, %dx
         jmp     halt
-
-drive:  .byte   0
-group:  .word   0
 
         .org    510
         .byte   0x55, 0xaa

@@ -8,7 +8,8 @@ import os
 import re
 import struct
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
@@ -17,12 +18,22 @@ from hypothesis import strategies as st
 from pykvm import layout
 from pykvm.boot import firmware
 from pykvm.boot.disk_file import DiskFile
-from pykvm.boot.firmware import REQUEST_MOST_SECTORS, DiskCall, DiskError, FirmwareDisk, firmware_image
-from pykvm.errors import GuestAddressError, ImageError, ImageNotFoundError
+from pykvm.boot.firmware import (
+    REQUEST_MOST_SECTORS,
+    DiskCall,
+    DiskError,
+    FirmwareDisk,
+    firmware_image,
+    insert_disk,
+)
+from pykvm.errors import ConfigError, GuestAddressError, ImageError, ImageNotFoundError
 from pykvm.toolchain import build_firmware
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from pykvm.memory import GuestMemory
+
 
 SOURCES = Path(__file__).parents[2] / "firmware"
 ABI = SOURCES.parent / "guests" / "include" / "hypercall_abi.h"
@@ -49,6 +60,11 @@ class FakeMemory:
     def _check(self, gpa: int, size: int) -> None:
         if gpa + size > len(self.bytes):
             raise GuestAddressError(f"guest address {gpa:#x} with {size} bytes")
+
+
+def ask_with(disk: FirmwareDisk, memory: GuestMemory, call: DiskCall, gpa: int) -> int:
+    """One request through calls(), as a hypercall port makes it."""
+    return disk.calls(memory)[call](SimpleNamespace(arg=(0, 1, gpa, 0)))
 
 
 def ask(
@@ -182,6 +198,29 @@ def test_built_firmware_is_given(rom: bytes, tmp_path: Path, monkeypatch: pytest
     (tmp_path / "bios.bin").write_bytes(rom)
     monkeypatch.setattr(firmware, "built_folder", lambda: tmp_path)
     assert firmware_image() == rom
+
+
+def test_insert_disk_gives_memory_and_disk(
+    rom: bytes, image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine gets memory with the ROM at both places, read-only, and the disk."""
+    (tmp_path / "bios.bin").write_bytes(rom)
+    monkeypatch.setattr(firmware, "built_folder", lambda: tmp_path)
+    memory, disk = insert_disk(image, memory_bytes=1 << 20)
+    with memory, disk:
+        assert disk.sectors == 16
+        assert memory.read(layout.FIRMWARE_LOW, len(rom)) == rom
+        assert memory.read(layout.FIRMWARE_HIGH_END - len(rom), len(rom)) == rom
+        assert ask_with(disk, memory, DiskCall.READ, gpa=layout.FIRMWARE_LOW) == DiskError.EFAULT
+        assert ask_with(disk, memory, DiskCall.READ, gpa=layout.FIRMWARE_LOW - 512) == 1
+
+
+@pytest.mark.parametrize("options", [{"board": "testdev"}, {"irqchip": False}, {"memory_bytes": 0x80000}])
+def test_insert_disk_refuses_other_machines(image: Path, options: dict[str, Any]) -> None:
+    """Where the firmware can't run, a ConfigError says what it needs, and the image stays free."""
+    with pytest.raises(ConfigError, match="the firmware needs"):
+        insert_disk(image, **{"memory_bytes": 1 << 20} | options)
+    FirmwareDisk(image).close()
 
 
 # ---- the disk
