@@ -287,8 +287,8 @@ def _protected_control(mode: CpuMode, boot: int) -> dict[str, int]:
 
 def _real_state(entry: int, stack: int) -> CpuState:
     code = 0 if entry < 1 << 16 else entry >> 4
-    # SS:SP with SP as large as it gets: a stack that ends at 64 KiB is 0000:0000 and wraps.
-    ss = max(stack - 1, 0) >> 16 << 12
+    # SS as low as it reaches, for 64 KiB of stack; one that ends at 64 KiB is 0000:0000 and wraps.
+    ss = max(stack - (1 << 16) + 15, 0) >> 4
     state = _reset_state()
     state.regs.update(rip=entry - (code << 4), rsp=stack - (ss << 4) & 0xFFFF, rdx=0)
     state.segments.update(cs=_real(code, _CODE), ds=_real(code, _DATA), es=_real(code, _DATA))
