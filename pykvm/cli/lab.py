@@ -17,6 +17,7 @@ __all__ = ["command"]
 
 _CPUS = ["amd", "intel"]
 _COMMAND = "pykvm.lab.command"
+_WAYS_OUT = "exit, or Ctrl-] three times"
 _FILE = click.Path(path_type=Path)
 
 _HELP = """Run COMMAND in a computer with a full KVM, made in software; without COMMAND, a shell.
@@ -143,6 +144,10 @@ def command(
     if with_terminal and not _both_terminals():
         raise click.UsageError("--tty: standard input and output are not a terminal", ctx)
     mem_mib = parse_size(mem) >> 20 if mem else None
+    if with_terminal and not argv and not options["quiet"]:
+        _reporter(quiet=False).notice(
+            f"a shell in the {cpu} lab; what it changes is gone at its end: {_WAYS_OUT}"
+        )
     return run(argv or shell(), cpu=cpu, mem_mib=mem_mib, terminal=with_terminal, **options)
 
 

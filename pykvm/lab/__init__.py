@@ -70,9 +70,12 @@ The init's configuration
 
     module  FILE [PARAMETERS]              load it; in this order
     channel IN OUT                         character devices; the same twice for one two-way device.
-                                           A serial line is set raw at 115200; OUT may be port:0xe9
-                                           (bytes are written to that I/O port)
-    root    SOURCE FSTYPE OPTIONS          the host's files, mounted read-only under an overlay in memory
+                                           A serial line is set raw at 115200, without its FIFO; OUT may
+                                           be port:0xe9 (bytes are written to that I/O port, a preamble
+                                           first: others may have written to it)
+    root    SOURCE FSTYPE OPTIONS          the host's files, mounted read-only under an overlay in memory;
+                                           up to four, each over those before it. SOURCE may be LABEL=…
+                                           of an ext4 disk
     share   SOURCE FSTYPE OPTIONS          the shared folder, if the job has one
     start   NUMBER                         seconds to wait for the devices of root, share and channel
     name    NAME                           the lab's host name

@@ -60,7 +60,8 @@ class Running:
 
     `receive` and `send` are the channel (the same number for a socket); `console` gives what the lab's
     kernel prints; `messages` gives what the emulator itself has to say. None of them blocks the emulator
-    for long: the session reads them all.
+    for long: the session reads them all. `preamble` is what the channel's first frame comes after, where the
+    emulator itself writes to the channel too.
     """
 
     process: subprocess.Popen[bytes]
@@ -68,6 +69,7 @@ class Running:
     send: int
     console: int
     messages: int
+    preamble: bytes = b""
 
 
 class Backend(Protocol):

@@ -10,7 +10,7 @@ from pykvm.lab.backend import Tool
 from pykvm.lab.tools import find_program
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 __all__ = ["SETPRIV", "start_emulator"]
@@ -19,9 +19,15 @@ SETPRIV = Tool("setpriv", "util-linux")
 
 
 def start_emulator(
-    command: Sequence[str], *, output: int, pass_fds: Sequence[int] = (), cwd: Path | None = None
+    command: Sequence[str],
+    *,
+    output: int,
+    errors: int | None = None,
+    pass_fds: Sequence[int] = (),
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Start `command` with standard output and error to `output`, input from nowhere.
+    """Start `command` with standard output to `output`, errors there or to `errors`, input from nowhere.
 
     It runs in a process group of its own, and the kernel kills it when the thread that calls this ends
     (PR_SET_PDEATHSIG, set by setpriv since Python code between fork and exec is unsafe with threads). Raises
@@ -34,9 +40,10 @@ def start_emulator(
             [setpriv, "--pdeathsig", "KILL", "--", program, *command[1:]],
             stdin=subprocess.DEVNULL,
             stdout=output,
-            stderr=output,
+            stderr=output if errors is None else errors,
             pass_fds=pass_fds,
             cwd=cwd,
+            env=env,
             process_group=0,
         )
     except OSError as error:

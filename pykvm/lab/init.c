@@ -6,6 +6,7 @@
 #define _GNU_SOURCE
 #include "init.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <net/if.h>
@@ -24,9 +25,10 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { MAX_MODULES = 128, DEFAULT_START_SECONDS = 10, HANGUP_SECONDS = 10 };
+enum { MAX_MODULES = 128, MAX_ROOTS = 4, DEFAULT_START_SECONDS = 10, HANGUP_SECONDS = 10 };
 
 #define NEW_ROOT "/new"
+#define EXT4_LABEL_AT 0x478 /* s_volume_name: 0x78 in the superblock, which is at 1024 */
 
 struct mount_source {
 	char *source, *type, *options;
@@ -34,9 +36,9 @@ struct mount_source {
 
 static struct {
 	char *module[MAX_MODULES], *parameters[MAX_MODULES];
-	int modules, start_seconds;
+	int modules, roots, start_seconds;
 	char *name, *channel_in, *channel_out;
-	struct mount_source root, share;
+	struct mount_source root[MAX_ROOTS], share;
 } conf;
 
 static void say(enum kind kind, const char *format, va_list arguments)
@@ -129,7 +131,9 @@ static void configure_line(char *line)
 		conf.channel_in = word(&line, false);
 		conf.channel_out = word(&line, true);
 	} else if (strcmp(key, "root") == 0) {
-		conf.root = mount_source(line);
+		if (conf.roots == MAX_ROOTS)
+			fail("/lab.conf: more than %d roots", MAX_ROOTS);
+		conf.root[conf.roots++] = mount_source(line);
 	} else if (strcmp(key, "share") == 0) {
 		conf.share = mount_source(line);
 	} else if (strcmp(key, "start") == 0) {
@@ -148,7 +152,7 @@ static void configure(void)
 	conf.start_seconds = DEFAULT_START_SECONDS;
 	for (char *line; (line = strsep(&text, "\n"));)
 		configure_line(line);
-	if (!conf.channel_in || !conf.root.source)
+	if (!conf.channel_in || !conf.roots)
 		fail("/lab.conf: no channel or no root");
 }
 
@@ -178,13 +182,45 @@ static void make_directories(const char *path)
 	mkdir(copy, 0755);
 }
 
+/* Disks are found by the label of their ext4 file system, since Linux numbers them as they appear. */
+static bool has_label(const char *disk, const char *label)
+{
+	char path[300], found[16] = "";
+	bool same = false;
+	snprintf(path, sizeof path, "/dev/%s", disk);
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (fd >= 0) {
+		same = pread(fd, found, sizeof found, EXT4_LABEL_AT) == sizeof found &&
+		       strncmp(found, label, sizeof found) == 0;
+		close(fd);
+	}
+	return same;
+}
+
+/* The device that a mount source names; LABEL=… is looked for among the disks. */
+static const char *device(const char *source, char *path, size_t size)
+{
+	static const char prefix[] = "LABEL=";
+	if (strncmp(source, prefix, strlen(prefix)) != 0)
+		return source;
+	DIR *disks = opendir("/sys/block");
+	snprintf(path, size, "/dev/%s", source);
+	for (struct dirent *disk; disks && (disk = readdir(disks));)
+		if (has_label(disk->d_name, source + strlen(prefix)))
+			snprintf(path, size, "/dev/%s", disk->d_name);
+	if (disks)
+		closedir(disks);
+	return path;
+}
+
 static void attach(struct mount_source what, const char *where, unsigned long flags)
 {
 	struct timespec pause = {.tv_nsec = 20 * 1000 * 1000};
+	char path[512];
 	make_directories(where);
 	stage("mounting %s of type %s on %s", what.source, what.type, where);
 	for (int tries = conf.start_seconds * 50;; tries--) {
-		if (mount(what.source, where, what.type, flags, what.options) == 0)
+		if (mount(device(what.source, path, sizeof path), where, what.type, flags, what.options) == 0)
 			return;
 		/* a disk may still be on its way */
 		if ((errno != ENOENT && errno != ENXIO && errno != ENODEV) || tries <= 0)
@@ -213,12 +249,19 @@ static void move_mount_to_new_root(const char *where)
  * entered by chroot alone: a process that is chrooted may make no user namespace. */
 static void change_root(void)
 {
-	attach(conf.root, "/lower", MS_RDONLY);
+	char layers[MAX_ROOTS * 16] = "", options[sizeof layers + 64];
+	size_t length = 0;
+	for (int n = conf.roots - 1; n >= 0; n--) { /* the uppermost layer comes first */
+		char where[24];
+		snprintf(where, sizeof where, "/lower%d", n);
+		attach(conf.root[n], where, MS_RDONLY);
+		length += (size_t)snprintf(layers + length, sizeof layers - length, "%s%s", length ? ":" : "", where);
+	}
 	attach((struct mount_source){"memory", "tmpfs", "mode=0755"}, "/memory", 0);
 	mkdir("/memory/upper", 0755);
 	mkdir("/memory/work", 0755);
-	attach((struct mount_source){"lab", "overlay", "lowerdir=/lower,upperdir=/memory/upper,workdir=/memory/work"},
-	       NEW_ROOT, 0);
+	snprintf(options, sizeof options, "lowerdir=%s,upperdir=/memory/upper,workdir=/memory/work", layers);
+	attach((struct mount_source){"lab", "overlay", options}, NEW_ROOT, 0);
 	move_mount_to_new_root("/proc");
 	move_mount_to_new_root("/sys");
 	move_mount_to_new_root("/dev");

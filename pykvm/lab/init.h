@@ -15,6 +15,8 @@ enum {
 	E9_PORT = 0xe9,
 };
 
+#define PORT_PREAMBLE "\npykvm lab\n" /* others may write to an I/O port before us */
+
 enum kind {
 	HELLO = 'H', STAGE = 'L', FAIL = 'F', DATA = 'D', CREDIT = 'W', EXIT = 'X',
 	PING = 'P', JOB = 'J', SIGNAL = 'S', SIZE = 'Z',

@@ -24,6 +24,9 @@ _HERE = Path(__file__).parent
 _SOURCES = ("init.c", "relay.c", "init.h")
 _FLAGS = ("-std=gnu11", "-O2", "-static", "-s", "-Wall", "-Wextra")
 _NAME = "initramfs.cpio"
+_INSTALL = (
+    "a compiler and a static C library are needed: apt-get install gcc libc6-dev (elsewhere: glibc-static)"
+)
 
 
 def compile_init(store: Store, progress: Progress) -> Path:
@@ -87,11 +90,10 @@ def _compile(command: list[str]) -> None:
     try:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     except FileNotFoundError:
-        raise ToolchainError("the lab's init: there is no gcc; apt-get install gcc libc6-dev") from None
+        raise ToolchainError(f"the lab's init: there is no gcc; {_INSTALL}") from None
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if "error" in line or "cannot find" in line]
-        hint = "; it needs a static C library: apt-get install libc6-dev (elsewhere: glibc-static)"
-        raise ToolchainError(f"the lab's init: {(lines or ['gcc failed'])[0]}{hint}")
+        raise ToolchainError(f"the lab's init: {(lines or ['gcc failed'])[0]}; {_INSTALL}")
 
 
 def _key(*parts: bytes) -> str:

@@ -37,6 +37,7 @@ _HARDWARE = re.compile(  # that no lab has, and that is most of what the package
 )
 _APT_SETTINGS = ("Acquire::Retries=2", "Acquire::http::Timeout=30", "Acquire::https::Timeout=30")
 _ROOM_FOR_LISTS = 64 << 20
+_OTHER_KERNEL = "Another kernel can be named with --kernel FILE --modules DIR"
 
 
 class _AptError(LabError):
@@ -64,11 +65,9 @@ def kernel_for(options: Options, flavour: str, store: Store, progress: Progress)
     if options.update:
         return fetch_kernel(flavour, store, progress)
     try:
-        cached = cached_kernel(flavour, store)
-    except DamageError as damage:
-        progress(f"{damage}; it is fetched anew")
-        cached = None
-    return cached or fetch_kernel(flavour, store, progress)
+        return cached_kernel(flavour, store) or fetch_kernel(flavour, store, progress)
+    except DamageError:
+        return fetch_kernel(flavour, store, progress)  # which says so and makes it anew
 
 
 def cached_kernel(flavour: str, store: Store) -> Kernel | None:
@@ -92,23 +91,25 @@ def fetch_kernel(flavour: str, store: Store, progress: Progress) -> Kernel:
     """Ask apt for its newest kernel of a flavour, and fetch it unless it is in the cache already."""
     missing = [tool.program for tool in APT_TOOLS if not shutil.which(tool.program)]
     if missing:
-        raise LabError(
-            f"no {missing[0]} here to fetch Debian's kernel with; "
-            "name your distribution's kernel with --kernel FILE --modules DIR"
-        )
+        raise LabError(f"no {missing[0]} here to fetch Debian's kernel with. {_OTHER_KERNEL}")
     with store.room() as room:
         try:
             return _fetch_from(_Apt(), flavour, store, progress)
         except _AptError as error:
             progress(f"{error}; fetching the package lists")
+        try:
             return _fetch_from(_Apt.with_fresh_lists(room), flavour, store, progress)
+        except _AptError as error:
+            raise LabError(f"{error}; is there a network? {_OTHER_KERNEL}") from error
 
 
 def _fetch_from(apt: _Apt, flavour: str, store: Store, progress: Progress) -> Kernel:
     candidate = apt.candidate(f"linux-image-{flavour}")
 
     def build(where: Path) -> Mapping[str, Any]:
-        need_space(where, candidate.download_bytes + candidate.installed_bytes)
+        need_space(
+            store.root, candidate.download_bytes + candidate.installed_bytes * 2 // 3
+        )  # most is left out
         progress(f"fetching {candidate.package} {candidate.version} ({candidate.download_bytes >> 20} MiB)")
         deb = apt.download(candidate, where, progress)
         progress(f"unpacking {candidate.package}")

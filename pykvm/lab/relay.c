@@ -7,6 +7,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/serial.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
@@ -62,6 +63,18 @@ static int open_device(const char *path, int seconds)
 	}
 }
 
+/* A UART with a FIFO may lose bytes: an emulator that takes them from a file puts one in whenever a byte's
+ * time is over, room or not. Without the FIFO it waits until the byte before was read. */
+static void without_fifo(int fd)
+{
+	struct serial_struct uart;
+	if (ioctl(fd, TIOCGSERIAL, &uart) < 0)
+		return;
+	uart.type = PORT_16450;
+	uart.xmit_fifo_size = 1;
+	ioctl(fd, TIOCSSERIAL, &uart);
+}
+
 static void make_raw(int fd)
 {
 	struct termios line;
@@ -71,6 +84,24 @@ static void make_raw(int fd)
 	cfsetspeed(&line, B115200);
 	line.c_cflag |= CLOCAL;
 	tcsetattr(fd, TCSANOW, &line);
+	without_fifo(fd);
+}
+
+static void write_all(const uint8_t *data, size_t length)
+{
+	if (channel.e9)
+		outsb(E9_PORT, data, length);
+	while (length && !channel.e9) {
+		ssize_t done = write(channel.out, data, length);
+		if (done < 0 && errno == EAGAIN)
+			poll(&(struct pollfd){.fd = channel.out, .events = POLLOUT}, 1, -1);
+		else if (done < 0 && errno != EINTR)
+			power_off(); /* the host hung up: nobody is left to report to */
+		if (done > 0) {
+			data += done;
+			length -= (size_t)done;
+		}
+	}
 }
 
 void channel_open(const char *in, const char *out, int seconds)
@@ -83,6 +114,7 @@ void channel_open(const char *in, const char *out, int seconds)
 		if (ioperm(E9_PORT, 1, 1) < 0)
 			fail("port 0xe9: %s", strerror(errno));
 		channel.e9 = true;
+		write_all((const uint8_t *)PORT_PREAMBLE, strlen(PORT_PREAMBLE));
 	} else {
 		channel.out = strcmp(in, out) == 0 ? fd : open_device(out, seconds);
 		make_raw(channel.out);
@@ -91,25 +123,6 @@ void channel_open(const char *in, const char *out, int seconds)
 	uname(&kernel);
 	memcpy(hello + 4, kernel.release, strlen(kernel.release));
 	channel_send(HELLO, 0, hello, 4 + strlen(kernel.release));
-}
-
-static void write_all(const uint8_t *data, size_t length)
-{
-	while (length && channel.e9) {
-		outb(*data++, E9_PORT);
-		length--;
-	}
-	while (length) {
-		ssize_t done = write(channel.out, data, length);
-		if (done < 0 && errno == EAGAIN)
-			poll(&(struct pollfd){.fd = channel.out, .events = POLLOUT}, 1, -1);
-		else if (done < 0 && errno != EINTR)
-			power_off(); /* the host hung up: nobody is left to report to */
-		if (done > 0) {
-			data += done;
-			length -= (size_t)done;
-		}
-	}
 }
 
 void channel_send(enum kind kind, unsigned stream, const void *payload, size_t length)
@@ -451,7 +464,7 @@ static void take_frames(void)
 static void end_the_rest(void)
 {
 	struct timespec pause = {.tv_nsec = 10 * 1000 * 1000};
-	kill(-1, SIGKILL);
+	kill(getpid() == 1 ? -1 : -command.pid, SIGKILL); /* a test runs this as no process 1 */
 	for (int tries = REAP_SECONDS * 100; tries > 0; tries--) {
 		pid_t pid = waitpid(-1, NULL, WNOHANG);
 		if (pid < 0)

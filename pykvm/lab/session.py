@@ -115,7 +115,7 @@ class Session:
         self._reporter = reporter
         self.console = ConsoleLog(console_copies)
         self._messages = bytearray()
-        self._decoder = Decoder()
+        self._decoder = Decoder(running.preamble)
         self._out = bytearray()
         self._outputs = {1: _Output(streams.stdout), 2: _Output(streams.stderr)}
         self._credit = wire.WINDOW

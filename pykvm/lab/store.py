@@ -141,7 +141,6 @@ class Store:
         with self.locked(progress):
             entry = self._sound(kind, key, lambda _: None)
             if not entry:
-                shutil.rmtree(self.root / kind / key, ignore_errors=True)
                 self._build(kind, key, build)
                 entry = self.get(kind, key)
         if not entry:
@@ -229,6 +228,7 @@ class Store:
                 text = json.dumps({"about": about, "files": files}, indent=1, sort_keys=True)
                 (new / _MANIFEST).write_text(text)
                 new.chmod(0o755)
+                _remove_tree(parent / key)  # what was damaged
                 new.rename(parent / key)
             except BaseException:
                 _remove_tree(new)

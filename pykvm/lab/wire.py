@@ -29,6 +29,7 @@ __all__ = [
 ]
 
 PROTOCOL = 1
+PORT_PREAMBLE = b"\npykvm lab\n"  # what the init writes before its first frame to an I/O port
 MAX_PAYLOAD = 16 * 1024
 WINDOW = 256 * 1024
 
@@ -115,10 +116,14 @@ def encode_job(
 
 
 class Decoder:
-    """Cuts a stream of bytes, in pieces of any size, into frames."""
+    """Cuts a stream of bytes, in pieces of any size, into frames.
 
-    def __init__(self) -> None:
+    The first frame comes at once, or with `preamble` after these bytes: what others wrote before is dropped.
+    """
+
+    def __init__(self, preamble: bytes = b"") -> None:
         self._rest = bytearray()
+        self._preamble = preamble
 
     def feed(self, data: bytes) -> Iterator[Frame]:
         """Take `data` and give the frames that are complete.
@@ -126,6 +131,8 @@ class Decoder:
         Raises LabError if the stream is none of ours: a byte was lost or somebody else wrote to it.
         """
         self._rest += data
+        if self._preamble and not self._begin():
+            return
         while len(self._rest) >= _HEADER.size:
             number, stream, length = _HEADER.unpack_from(self._rest)
             if number not in set(Kind) or stream > 2 or length > MAX_PAYLOAD:
@@ -136,3 +143,13 @@ class Decoder:
             payload = bytes(self._rest[_HEADER.size : end])
             del self._rest[:end]
             yield Frame(Kind(number), stream, payload)
+
+    def _begin(self) -> bool:
+        """Drop what comes before the first frame, as far as it is there; whether that was all."""
+        at = self._rest.find(self._preamble)
+        if at < 0:
+            del self._rest[: -len(self._preamble)]
+            return False
+        del self._rest[: at + len(self._preamble)]
+        self._preamble = b""
+        return True
