@@ -8,7 +8,7 @@ Source: the kernel's Documentation/virt/kvm/api.rst, section 5, "The kvm_run str
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, dataclass_transform
 
 from pykvm._native import ffi, lib
 
@@ -36,13 +36,25 @@ __all__ = [
 ]
 
 
+_T = TypeVar("_T")
+
+
 class Exit:
     """One return of KVM_RUN."""
 
     __slots__ = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass_transform(frozen_default=True)
+def _kind(cls: type[_T]) -> type[_T]:
+    """A value, compared and hashed by what it holds.
+
+    Type checkers see it frozen. At run time it is not: that would cost every exit half a microsecond.
+    """
+    return dataclass(slots=True, unsafe_hash=True)(cls)
+
+
+@_kind
 class IoExit(Exit):
     """The guest touched a port. `data` holds count * size bytes of a write, nothing of a read."""
 
@@ -53,7 +65,7 @@ class IoExit(Exit):
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@_kind
 class MmioExit(Exit):
     """The guest touched guest-physical memory that no slot backs."""
 
@@ -63,17 +75,17 @@ class MmioExit(Exit):
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@_kind
 class HltExit(Exit):
     """HLT, where no in-kernel irqchip takes it."""
 
 
-@dataclass(frozen=True, slots=True)
+@_kind
 class ShutdownExit(Exit):
     """A triple fault, or another event that shuts a CPU down."""
 
 
-@dataclass(frozen=True, slots=True)
+@_kind
 class HypercallExit(Exit):
     """VMCALL or VMMCALL that KVM was told to hand to us; `args` are up to six."""
 
@@ -81,7 +93,7 @@ class HypercallExit(Exit):
     args: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@_kind
 class DebugExit(Exit):
     """A breakpoint or a single step. `exception` is 1 (#DB) or 3 (#BP); `pc` is linear."""
 
@@ -91,7 +103,7 @@ class DebugExit(Exit):
     dr7: int
 
 
-@dataclass(frozen=True, slots=True)
+@_kind
 class SystemEventExit(Exit):
     """The guest asked for shutdown, reset, or told of a crash (KVM_SYSTEM_EVENT_*)."""
 
@@ -99,7 +111,7 @@ class SystemEventExit(Exit):
     data: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@_kind
 class EntryFailExit(Exit):
     """The hardware refused to enter the guest; `hardware_reason` is VMX's or SVM's code."""
 
@@ -107,7 +119,7 @@ class EntryFailExit(Exit):
     cpu: int
 
 
-@dataclass(frozen=True, slots=True)
+@_kind
 class InternalErrorExit(Exit):
     """KVM gave up; suberror 1: an instruction its emulator lacks, 2: a simultaneous exception, …"""
 
@@ -115,7 +127,7 @@ class InternalErrorExit(Exit):
     data: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@_kind
 class MsrExit(Exit):
     """An MSR access that KVM was told to hand to us; `why` is KVM_MSR_EXIT_REASON_*."""
 
@@ -125,7 +137,7 @@ class MsrExit(Exit):
     why: int
 
 
-@dataclass(frozen=True, slots=True)
+@_kind
 class MemoryFaultExit(Exit):
     """KVM could not resolve a guest's access to [gpa, gpa + size_bytes)."""
 
@@ -134,7 +146,7 @@ class MemoryFaultExit(Exit):
     flags: int
 
 
-@dataclass(frozen=True, slots=True)
+@_kind
 class ExceptionExit(Exit):
     """An exception that nobody in the guest could take."""
 
@@ -142,24 +154,24 @@ class ExceptionExit(Exit):
     error_code: int
 
 
-@dataclass(frozen=True, slots=True)
+@_kind
 class IrqWindowExit(Exit):
     """The guest can take an interrupt now, as was asked for."""
 
 
-@dataclass(frozen=True, slots=True)
+@_kind
 class IoapicEoiExit(Exit):
     """The guest ended an interrupt of a split irqchip."""
 
     vector: int
 
 
-@dataclass(frozen=True, slots=True)
+@_kind
 class NmiExit(Exit):
     """An NMI of the host arrived while the guest ran."""
 
 
-@dataclass(frozen=True, slots=True)
+@_kind
 class UnknownExit(Exit):
     """An exit that pykvm has no kind for: `reason` is its number, `name` the header's word for it."""
 
@@ -168,15 +180,18 @@ class UnknownExit(Exit):
     hardware_reason: int = 0
 
 
+_IO_OUT: int = lib.KVM_EXIT_IO_OUT
+
+
 class RunView:
     """A kvm_run area (a vCPU's mapping, or a test's bytes) with one typed view per exit reason.
 
-    `area` is any writable or read-only buffer of at least the kernel's struct kvm_run.
+    `area` is any writable buffer of at least the kernel's struct kvm_run; ValueError if it is smaller.
     """
 
     def __init__(self, area: Any) -> None:
-        self.bytes = memoryview(area).cast("B") if not isinstance(area, memoryview) else area
-        self.hold = ffi.from_buffer(area)
+        self.hold = ffi.from_buffer(area, require_writable=True)
+        self.bytes = ffi.buffer(self.hold)  # slices of it are bytes
         if len(self.bytes) < ffi.sizeof("struct kvm_run"):
             raise ValueError(f"a kvm_run area has {ffi.sizeof('struct kvm_run')} bytes or more")
         base = ffi.cast("char *", self.hold)
@@ -195,7 +210,7 @@ class RunView:
         self.msr = ffi.cast("run_msr *", at)
         self.memory_fault = ffi.cast("run_memory_fault *", at)
         self.synced = ffi.cast("struct kvm_sync_regs *", base + lib.RUN_SYNC_REGS_OFFSET)
-        self._mmio_at = lib.RUN_UNION_OFFSET + ffi.offsetof("run_mmio", "data")
+        self.mmio_at = lib.RUN_UNION_OFFSET + ffi.offsetof("run_mmio", "data")
 
     def answer_io(self, data: bytes) -> None:
         """Put the answer to a port read where KVM looks for it."""
@@ -204,28 +219,30 @@ class RunView:
 
     def answer_mmio(self, data: bytes) -> None:
         """Put the answer to an MMIO read where KVM looks for it."""
-        at = self._mmio_at
+        at = self.mmio_at
         self.bytes[at : at + len(data)] = data
 
     def release(self) -> None:
         """Let go of the area, so that its mapping can be closed."""
-        ffi.release(self.hold)
-        self.bytes.release()
+        hold = self.hold
+        vars(self).clear()  # nobody can look at what is no longer there
+        ffi.release(hold)
 
 
 def _io(view: RunView) -> Exit:
     io = view.io
-    size, count, is_write = io.size, io.count, io.direction == lib.KVM_EXIT_IO_OUT
+    size, count = io.size, io.count
+    if io.direction != _IO_OUT:
+        return IoExit(io.port, size, count, False, b"")
     at = io.data_offset
-    data = bytes(view.bytes[at : at + size * count]) if is_write else b""
-    return IoExit(io.port, size, count, is_write, data)
+    return IoExit(io.port, size, count, True, view.bytes[at : at + size * count])
 
 
 def _mmio(view: RunView) -> Exit:
     mmio = view.mmio
-    size = min(mmio.len, 8)
-    data = bytes(view.bytes[view._mmio_at : view._mmio_at + size]) if mmio.is_write else b""  # noqa: SLF001 - same file
-    return MmioExit(mmio.phys_addr, size, bool(mmio.is_write), data)
+    size, is_write = min(mmio.len, 8), bool(mmio.is_write)
+    data = view.bytes[view.mmio_at : view.mmio_at + size] if is_write else b""
+    return MmioExit(mmio.phys_addr, size, is_write, data)
 
 
 def _internal(view: RunView) -> Exit:

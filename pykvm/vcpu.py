@@ -9,7 +9,7 @@ import enum
 import errno
 import mmap
 import os
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Self
 
 from pykvm._native import ffi, lib
@@ -19,7 +19,7 @@ from pykvm.ioctls import call, call_sized
 from pykvm.kvm import cpuid_row, get_msrs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from pykvm.regs import CpuState
 
@@ -93,7 +93,11 @@ class Vcpu:
         self.view = RunView(self._map)
         self.loop = ffi.new("struct exit_loop *", {"fd": fd, "vcpu": number, "run_bytes": run_bytes})
         self.loop.run = self.view.run
-        self._enter = lib.exit_loop_run
+        self.enter: Callable[[], int] = partial(lib.exit_loop_run, self.loop)
+        """Runs the guest in the calling thread until Python is needed: a LoopResult.
+
+        Python's lock is free meanwhile. On LoopResult.ERROR, `loop.error` is the errno of KVM_RUN.
+        """
         self._keep: list[object] = []  # what `loop` points to
 
     def __enter__(self) -> Self:
@@ -121,14 +125,6 @@ class Vcpu:
     def sync_registers(self, *, special: bool = False) -> None:
         """Let KVM copy the general registers, and the `special` ones, into kvm_run at every exit."""
         self.view.run.kvm_valid_regs = lib.KVM_SYNC_X86_REGS | (lib.KVM_SYNC_X86_SREGS if special else 0)
-
-    def enter(self) -> int:
-        """Run the guest in the calling thread until Python is needed: a LoopResult.
-
-        Python's lock is free meanwhile. On LoopResult.ERROR, `loop.error` is the errno of KVM_RUN.
-        """
-        result: int = self._enter(self.loop)
-        return result
 
     def kick(self) -> None:
         """Make enter() return LoopResult.KICKED now or, if it is not inside, at its next call.
