@@ -14,14 +14,19 @@ import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pykvm import layout, regs
 from pykvm.errors import ToolchainError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["MODES", "build_all", "build_guest", "compile_program"]
+__all__ = ["MODES", "build_all", "build_guest", "build_probes", "compile_program"]
 
 MODES = ("real16", "prot32", "paged32", "long64", "user64")
+_SELECTORS = (
+    *("KERNEL_CODE64", "KERNEL_DATA", "USER_CODE32", "USER_DATA"),
+    *("USER_CODE64", "TSS_SELECTOR", "KERNEL_CODE32"),
+)
 _INSTALL = "install them with: apt-get install gcc binutils libc6-dev (or your distribution's build tools)"
 _FLAGS = (
     "-std=gnu11 -Os -Wall -Wextra -Werror -ffreestanding -fno-pie -fno-stack-protector "
@@ -148,6 +153,24 @@ def build_boot_sector(folder: Path, out: Path, *, root: Path) -> dict[str, Any]:
     }
 
 
+def build_probes(folder: Path, out: Path, *, root: Path) -> None:
+    """Build the guests of `pykvm doctor` into `out`; `folder`/probes.toml names each and its CPU modes.
+
+    They learn the address map and the selectors from pykvm itself, as macros.
+    """
+    try:
+        probes = tomllib.loads((folder / "probes.toml").read_text())
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise ToolchainError(f"{folder / 'probes.toml'}: {error}") from None
+    numbers = {name: getattr(regs, name) for name in _SELECTORS}
+    numbers |= {"BOOT": layout.BOOT, "MMIO": layout.MMIO_DEVICES.start}
+    flags = [f"-D{name}={number:#x}" for name, number in numbers.items()]
+    for name, modes in probes.items():
+        for mode in modes:
+            image = out / _image_name(name, mode)
+            compile_program([folder / f"{name}.S"], image, mode=mode, root=root, flags=flags)
+
+
 def build_firmware(folder: Path, out: Path, *, root: Path) -> None:
     """Build firmware/*.S into `out`/bios.bin, 64 KiB that end with the reset vector."""
     objects = []
@@ -188,6 +211,7 @@ def _build_into(guests: Path, firmware: Path, out: Path) -> None:
         folder = about.parent
         build = build_boot_sector if "disk" in tomllib.loads(about.read_text()) else build_guest
         index[folder.name] = build(folder, out, root=guests)
+    build_probes(guests / "probes", out / "probes", root=guests)
     build_firmware(firmware, out, root=guests)
     for part in ("lib", "include"):
         shutil.copytree(guests / part, out / part)
