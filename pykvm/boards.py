@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pykvm import layout
 from pykvm.devices.debug_console import DebugConsole
@@ -23,7 +23,7 @@ from pykvm.hypercall import HypercallPort
 from pykvm.result import EndReason
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from pykvm.bus import Bus
     from pykvm.irq import IrqLine
@@ -34,7 +34,11 @@ __all__ = ["BOARDS", "Board", "attach_board"]
 
 @dataclass(frozen=True, slots=True)
 class Board:
-    """What a board is built from. `irq_line` gives None for every GSI where there is no irqchip."""
+    """What a board is built from.
+
+    `irq_line` gives None for every GSI where there is no irqchip; `calls` are hypercalls beyond the
+    common ones: number -> function of the call's struct.
+    """
 
     ports: Bus
     mmio: Bus
@@ -46,6 +50,7 @@ class Board:
     end: Callable[[EndReason, int | None, str], None]
     mark: Callable[[int], None]
     flush_page: Callable[[int], None]
+    calls: Mapping[int, Callable[[Any], int]]
 
     def attach_common(self) -> Serial:
         """The devices of every board; its serial port comes back, to be given the terminal's input."""
@@ -73,7 +78,9 @@ class Board:
         serial = self.attach_common()
         self.ports.attach(layout.DEBUG_CONSOLE, DebugConsole(self.output))
         self.mmio.attach(layout.MMIO_CONSOLE, MmioConsole(self.output))
-        port = HypercallPort(self.memory, output=self.output, on_exit=self._exit, on_mark=self.mark)
+        port = HypercallPort(
+            self.memory, output=self.output, on_exit=self._exit, on_mark=self.mark, more=self.calls
+        )
         self.ports.attach(layout.HYPERCALL, port)
         return serial
 

@@ -13,7 +13,7 @@ from pykvm._native import ffi, lib
 from pykvm.errors import GuestAddressError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from pykvm.memory import GuestMemory
 
@@ -33,7 +33,9 @@ class HypercallPort:
         output: Callable[[bytes], None],
         on_exit: Callable[[int], None],
         on_mark: Callable[[int], None],
+        more: Mapping[int, Callable[[Any], int]] | None = None,
     ) -> None:
+        """`more` are calls beyond the common ones: number -> function of the struct, its result."""
         self._memory = memory
         self._output = output
         self._on_exit = on_exit
@@ -44,6 +46,7 @@ class HypercallPort:
             lib.HC_CONSOLE_WRITE: self._console_write,
             lib.HC_TIME: lambda _: time.monotonic_ns(),
             lib.HC_MARK: self._mark,
+            **(more or {}),
         }
 
     def read(self, offset: int, size: int) -> bytes:  # noqa: ARG002 - every offset is the same

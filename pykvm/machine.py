@@ -12,6 +12,7 @@ from pykvm import layout
 from pykvm._native import ffi, lib
 from pykvm.boards import Board, attach_board
 from pykvm.boot import Image, load
+from pykvm.boot.firmware import FirmwareDisk, insert_disk
 from pykvm.boot.placement import Placement, place
 from pykvm.bus import Bus
 from pykvm.console import Console
@@ -103,6 +104,7 @@ class Machine:
         self._lock = threading.RLock()  # a listener may type on the console that a device prints on
         self.vcpus: list[Vcpu] = []
         self.vm: Vm | None = None
+        self.disk: FirmwareDisk | None = None
         self._supervisor: Supervisor | None = None
         self._listens = console is not None
         self.kvm = Kvm()
@@ -139,6 +141,8 @@ class Machine:
             ring.close()
         if self.vm:
             self.vm.close()
+        if self.disk:
+            self.disk.close()
         self.memory.close()
         self.kvm.close()
 
@@ -153,19 +157,36 @@ class Machine:
         entry: int | None = None,
         cmdline: str = "",
         modules: list[tuple[bytes, str]] | None = None,
+        read_only: bool = False,
+        snapshot: bool = False,
     ) -> Image:
         """Put an image into memory: a guest's name, a file, or the bytes themselves.
 
         `mode` is a word of CpuMode, `address` and `entry` are gpas; `cmdline` and `modules` (contents and
-        command line) are for multiboot kernels. A guest by name brings the machine it asks for, as
-        far as nothing else was said. Raises ImageError with one line that says what is wrong.
+        command line) are for multiboot kernels. A disk image boots through the firmware: `read_only`
+        refuses its guest's writes, `snapshot` forgets them at close(). A guest by name brings the machine
+        it asks for, as far as nothing else was said. Raises ImageError with one line that says what is wrong.
         """
         if self.vm is not None:
             raise ConfigError("this machine has been loaded already; make a new one")
         mode = CpuMode(mode) if isinstance(mode, str) else mode
         if isinstance(source, str):
+            named = find_named(source) is not None
             source, mode = self._by_name(source, mode)
-        self.image = load(source, mode=mode, address=address, entry=entry, limit_bytes=self.spec.memory_bytes)
+            snapshot |= named  # the guests that travel with pykvm stay as they are
+        is_testdev = self.spec.board == "testdev"
+        self.image = load(
+            source,
+            mode=mode,
+            address=address,
+            entry=entry,
+            limit_bytes=self.spec.memory_bytes,
+            ignore_video=is_testdev,
+        )
+        if self.image.kind == "bootsector":
+            self._insert_disk(source, read_only=read_only, snapshot=snapshot)
+        if is_testdev:  # whose kernels take the first word for their own name
+            cmdline = f"{self.image.name} {cmdline}".rstrip()
         self._placement = place(self.image, self.memory, cmdline=cmdline, modules=modules or [])
         self._build()
         return self.image
@@ -183,6 +204,21 @@ class Machine:
         self.spec = replace(self.spec, **unset)
         word = mode.value if mode else next(iter(guest.images))
         return guest.image(word), mode if mode or word == "reset" else CpuMode(word)
+
+    def _insert_disk(self, source: Path | bytes, *, read_only: bool, snapshot: bool) -> None:
+        """Give the machine its firmware and the disk to boot from."""
+        spec = self.spec
+        memory, self.disk = insert_disk(
+            source,
+            memory_bytes=spec.memory_bytes,
+            board=spec.board,
+            irqchip=spec.irqchip,
+            read_only=read_only,
+            snapshot=snapshot,
+        )
+        self.memory.close()
+        self.memory = memory
+        self.spec = replace(spec, irqchip=True)
 
     # ---- building
 
@@ -217,6 +253,7 @@ class Machine:
             end=lambda reason, code, detail: self._ending.finish(reason, code=code, detail=detail),
             mark=lambda value: self.marks.append((value, time.monotonic_ns())),
             flush_page=self._flush_page,
+            calls=self.disk.calls(self.memory) if self.disk else {},
         )
         self.serial = attach_board(self.spec.board, board)
         if self.spec.board == "pykvm":
@@ -278,10 +315,10 @@ class Machine:
 
     # ---- running
 
-    def run(self, *, timeout: float | None = None, snapshot: bool = False) -> RunResult:
+    def run(self, *, timeout: float | None = None, registers: bool = False) -> RunResult:
         """Run the guest to its end, at most `timeout` seconds, and say how it ended.
 
-        The vCPUs' registers are in the result of an abnormal run or, with `snapshot`, of any. Ctrl-C ends
+        The vCPUs' registers are in the result of an abnormal run or, with `registers`, of any. Ctrl-C ends
         the run with EndReason.INTERRUPTED. Raises ConfigError if nothing is loaded or the machine has run
         before, and KvmError where KVM itself fails.
         """
@@ -304,7 +341,7 @@ class Machine:
         if self._ending.failure:
             raise self._ending.failure
         clock.settle()
-        return self._result(clock, start_ns, wall_ns, snapshot=snapshot)
+        return self._result(clock, start_ns, wall_ns, registers=registers)
 
     def _make_runner(self, vcpu: Vcpu) -> VcpuRunner:
         return VcpuRunner(
@@ -355,7 +392,7 @@ class Machine:
 
     # ---- the result
 
-    def _result(self, clock: TscClock, start_ns: int, wall_ns: int, *, snapshot: bool) -> RunResult:
+    def _result(self, clock: TscClock, start_ns: int, wall_ns: int, *, registers: bool) -> RunResult:
         records = self._records(clock)
         reason = self._ending.reason
         return RunResult(
@@ -368,7 +405,7 @@ class Machine:
             detail=self._ending.detail,
             last_exits=records[-_FLIGHT_RECORDS:],
             trace=records if self.spec.trace else (),
-            cpus=self._snapshots() if snapshot or reason.is_abnormal else (),
+            cpus=self._snapshots() if registers or reason.is_abnormal else (),
             kvm=self.kvm.module(),
         )
 

@@ -79,7 +79,7 @@ class Boot:
         with Machine(**options) as machine:
             machine.load(image, **loading)
             machine.send(typed)
-            result = machine.run(timeout=timeout, snapshot=True)
+            result = machine.run(timeout=timeout, registers=True)
         self._runs.append(result)
         return result
 

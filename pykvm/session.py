@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["result_as_json", "run_image"]
 
 _MACHINE = ("memory", "vcpus", "board", "irqchip", "unclaimed", "vendor", "trace")
-_LOAD = ("mode", "address", "entry", "cmdline")
+_LOAD = ("mode", "address", "entry", "cmdline", "read_only", "snapshot")
 
 
 def run_image(image: str, options: Mapping[str, Any], *, show: bool) -> RunResult:
@@ -35,7 +35,7 @@ def run_image(image: str, options: Mapping[str, Any], *, show: bool) -> RunResul
     given = {name: options[name] for name in _MACHINE if options.get(name) is not None}
     wants: dict[str, Any] = {"memory": "64M", "vcpus": 1} | (guest.machine if guest else {}) | given
     modules = [_module(text) for text in options.get("modules") or ()]
-    loading: dict[str, Any] = {name: options.get(name) for name in _LOAD}
+    loading: dict[str, Any] = {name: options[name] for name in _LOAD if options.get(name) is not None}
     with Machine(**wants, console=_write_stdout if show else None) as machine:
         machine.load(image, modules=modules, **loading)
         return _run(machine, options.get("timeout"), show=show)

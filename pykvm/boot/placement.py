@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Placement", "place"]
 
-_INFO_OFFSET = 0x8000
 _RAM = 1  # the type of usable memory in a multiboot memory map
 _NO_STATE = CpuState({}, {}, {}, {})
 
@@ -60,6 +59,8 @@ def place(
     boot = boot_area(memory.size_bytes)
     pieces = boot_structures(image.mode, boot, memory.size_bytes)
     reserved = [range(gpa, gpa + len(data)) for gpa, data in pieces.items()]
+    if image.kind == "multiboot":
+        reserved.append(range(boot + multiboot.INFO_OFFSET, boot + layout.BOOT_SIZE_BYTES))
     check_fits(image, memory.ram(), reserved)
     for gpa, data in pieces.items():
         memory.write(gpa, data)
@@ -78,7 +79,7 @@ def _multiboot(
     for gpa, (data, _) in zip(placed, modules, strict=True):
         memory.write(gpa, data)
     told = [multiboot.Module(gpa, len(data), line) for gpa, (data, line) in zip(placed, modules, strict=True)]
-    at = boot + _INFO_OFFSET
+    at = boot + multiboot.INFO_OFFSET
     info = multiboot.build_info(image, at=at, memory_map=memory_map(memory), cmdline=cmdline, modules=told)
     memory.write(at, info)
     return {"rax": multiboot.BOOT_MAGIC, "rbx": at}

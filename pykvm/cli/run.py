@@ -88,6 +88,10 @@ _OPTIONS = [
         type=click.Choice(["stop", "float"]),
         help="I/O where no device answers: end the run, or read all ones.  [default: stop]",
     ),
+    click.option("--read-only", is_flag=True, help="Refuse the guest's writes to its disk image."),
+    click.option(
+        "--snapshot", is_flag=True, help="Take the guest's writes to its disk image, and forget them."
+    ),
     click.option(
         "-t",
         "--timeout",
