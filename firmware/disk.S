@@ -132,8 +132,10 @@ disk_status:
     movb BDA_DISK_STATUS, %ah
     jmp disk_done
 
-/* ---- by cylinder, head, sector: AL = count, CH and CL bits 6-7 = cylinder, CL bits 0-5 = sector from 1,
- *      DH = head, ES:BX = data -> AL = sectors moved ------------------------------------------------------ */
+/* ---- by cylinder, head, sector -------------------------------------------------------------------------
+ * AL = count, CH and CL bits 6-7 = cylinder, CL bits 0-5 = sector from 1, DH = head, ES:BX = data
+ * -> AL = sectors moved.
+ */
 disk_read:
     movb $HC_DISK_READ, %al
     jmp 1f
