@@ -1,0 +1,111 @@
+"""A figure of the bench, and a set of them as a table and as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from pykvm.errors import ConfigError
+from pykvm.kvm import Kvm
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from rich.table import Table
+
+__all__ = ["Figure", "as_json", "as_table", "read_baseline"]
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One figure: the median of `samples` measurements, which lay between `low` and `high`.
+
+    `limit` is what pykvm promises, at least where `more_is_better` and at most elsewhere; None where it
+    promises nothing and the figure is there to explain another.
+    """
+
+    name: str
+    value: float
+    unit: str
+    limit: float | None = None
+    more_is_better: bool = False
+    low: float = 0.0
+    high: float = 0.0
+    samples: int = 1
+
+    @property
+    def is_met(self) -> bool | None:
+        """Whether the promise holds here and now; None where there is none."""
+        if self.limit is None:
+            return None
+        return self.value >= self.limit if self.more_is_better else self.value <= self.limit
+
+
+def as_json(figures: Sequence[Figure], *, quick: bool) -> str:
+    """The figures, and where they were taken."""
+    with Kvm() as kvm:
+        module = kvm.module()
+    where = {
+        "kvm": module,
+        "kernel": platform.release(),
+        "cpus": os.cpu_count(),
+        "python": platform.python_version(),
+        "load": round(os.getloadavg()[0], 2),
+        "quick": quick,
+    }
+    rows = {figure.name: asdict(figure) | {"is_met": figure.is_met} for figure in figures}
+    return json.dumps({"where": where, "figures": rows}, indent=2) + "\n"
+
+
+def read_baseline(path: Path) -> Mapping[str, Any]:
+    """What as_json() wrote. Raises ConfigError if it is not that."""
+    try:
+        found = json.loads(path.read_text())
+        return {"where": found["where"], "figures": found["figures"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path}: not a baseline of the bench: {error}") from None
+
+
+def as_table(figures: Sequence[Figure], title: str, baseline: Mapping[str, Any] | None) -> Table:
+    """The figures for people; with the change since `baseline` if there is one."""
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    table.add_column("figure")
+    for column in ("median", "from", "to"):
+        table.add_column(column, justify="right")
+    table.add_column("unit")
+    for column in ("promised", "holds"):
+        table.add_column(column, justify="right")
+    if baseline:
+        table.add_column(f"was ({baseline['where'].get('kvm')})", justify="right")
+        table.add_column("change", justify="right")
+    for figure in figures:
+        table.add_row(*_cells(figure), *(_change(figure, baseline) if baseline else ()))
+    return table
+
+
+def _cells(figure: Figure) -> tuple[str, ...]:
+    promised = ""
+    if figure.limit is not None:
+        promised = f"{'>=' if figure.more_is_better else '<='} {figure.limit:g}"
+    holds = {None: "", True: "yes", False: "no"}[figure.is_met]
+    spread = (_number(figure.low), _number(figure.high)) if figure.samples > 1 else ("", "")
+    return (figure.name, _number(figure.value), *spread, figure.unit, promised, holds)
+
+
+def _change(figure: Figure, baseline: Mapping[str, Any]) -> tuple[str, str]:
+    before = baseline["figures"].get(figure.name, {}).get("value")
+    if before is None:
+        return "", "new"
+    return _number(
+        before
+    ), f"{(figure.value - before) / before:+.1%}" if before else f"{figure.value - before:+g}"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else f"{value:.3g}"
