@@ -68,11 +68,19 @@ def _say_nothing(what: str) -> None:
     pass
 
 
+def _files(options: argparse.Namespace) -> list[Path]:
+    """Where the JSON goes, but for stdout."""
+    wanted = [options.save_baseline, options.json and Path(options.json)]
+    return [path for path in wanted if path and path != Path("-")]
+
+
 def main(words: Sequence[str] | None = None) -> int:
     """Measure; 0 if that was possible, whatever came out."""
     options = _arguments(words)
     try:
         baseline = read_baseline(options.baseline) if options.baseline else None
+        for path in _files(options):
+            path.touch()  # what can't be written is better known before the work
         with Kvm() as kvm:
             title = f"pykvm on {kvm.module()}"
         with tempfile.TemporaryDirectory(prefix="pykvm-bench-") as scratch:
@@ -81,22 +89,24 @@ def main(words: Sequence[str] | None = None) -> int:
     except PykvmError as error:
         sys.stderr.write(f"bench: {error}\n")
         return error.exit_status
+    except OSError as error:
+        sys.stderr.write(f"bench: {error.filename}: {error.strerror}\n")
+        return PykvmError.exit_status
     except KeyboardInterrupt:
         return 130
     finally:
         if sys.stderr.isatty():
             _say("")
     text = as_json(figures, quick=options.quick)
-    for path in filter(
-        None, (options.save_baseline, options.json and options.json != "-" and Path(options.json))
-    ):
+    for path in _files(options):
         path.write_text(text)
     if options.json == "-":
         sys.stdout.write(text)
     else:
         from rich.console import Console
 
-        Console().print(as_table(figures, title, baseline))
+        width = None if sys.stdout.isatty() else 160
+        Console(width=width).print(as_table(figures, title, baseline))
     return 0
 
 
