@@ -10,7 +10,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <net/if.h>
-#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -325,7 +324,6 @@ int main(void)
 	int console = open("/dev/console", O_RDWR);
 	for (int fd = 0; fd < 3 && console >= 0; fd++)
 		dup2(console, fd);
-	signal(SIGPIPE, SIG_IGN);
 	umask(022);
 	setrlimit(RLIMIT_NOFILE, &(struct rlimit){1024, 512 * 1024});
 

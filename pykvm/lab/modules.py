@@ -157,7 +157,7 @@ def _section(image: bytes, wanted: bytes) -> bytes:
         for name, offset, length in _sections(image):
             if name == wanted:
                 return image[offset : offset + length]
-    except (IndexError, struct.error):
+    except (IndexError, OverflowError, struct.error):
         pass
     raise LabError(f"a kernel module {_DAMAGED}: no {wanted.decode()} section of a 64-bit ELF file")
 

@@ -108,6 +108,7 @@ void channel_open(const char *in, const char *out, int seconds)
 {
 	struct utsname kernel;
 	uint8_t hello[4 + sizeof kernel.release] = {PROTOCOL};
+	signal(SIGPIPE, SIG_IGN); /* whoever closes a stream is seen where it is written */
 	int fd = open_device(in, seconds);
 	make_raw(fd);
 	if (strcmp(out, "port:0xe9") == 0) {
