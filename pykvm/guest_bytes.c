@@ -22,6 +22,16 @@ uint8_t *guest_bytes(const struct loop_shared *shared, uint64_t gpa, uint64_t si
     return NULL;
 }
 
+/* The data of a port exit, `size` bytes in the kvm_run mapping; NULL if they do not lie in it. */
+const uint8_t *io_bytes(const struct exit_loop *loop, uint64_t *size)
+{
+    uint64_t at = loop->run->io.data_offset;
+    *size = (uint64_t)loop->run->io.size * loop->run->io.count;
+    if (at > loop->run_bytes || *size > loop->run_bytes - at)
+        return NULL;
+    return (const uint8_t *)loop->run + at;
+}
+
 /* ---- the byte ring: many vCPUs write, one reader -------------------------------------------------- */
 
 /* All of `size` bytes or, if they do not fit, none. */

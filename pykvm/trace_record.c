@@ -18,13 +18,12 @@ struct trace_record *record_current(struct exit_loop *loop)
 static void record_data(struct exit_loop *loop, struct trace_record *record)
 {
     struct kvm_run *run = loop->run;
-    uint64_t size = (uint64_t)run->io.size * run->io.count;
+    const uint8_t *data;
+    uint64_t size;
     switch (record->reason) {
     case KVM_EXIT_IO:
-        if (run->io.data_offset > loop->run_bytes || size > loop->run_bytes - run->io.data_offset)
-            break;
-        size = size < sizeof record->data ? size : sizeof record->data;
-        memcpy(record->data, (uint8_t *)run + run->io.data_offset, size);
+        if ((data = io_bytes(loop, &size)))
+            memcpy(record->data, data, size < sizeof record->data ? size : sizeof record->data);
         break;
     case KVM_EXIT_MMIO:
         memcpy(record->data, run->mmio.data, sizeof record->data);

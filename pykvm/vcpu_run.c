@@ -72,11 +72,10 @@ static enum answer do_hypercall(struct exit_loop *loop, uint64_t gpa)
 static enum answer do_fast_port(struct exit_loop *loop, struct fast_port *fast)
 {
     struct kvm_run *run = loop->run;
-    uint64_t size = (uint64_t)run->io.size * run->io.count, rings = run->io.count;
-    const uint8_t *data = (const uint8_t *)run + run->io.data_offset;
+    uint64_t size, rings = run->io.count;
+    const uint8_t *data = io_bytes(loop, &size);
     uint32_t gpa;
-    if (run->io.direction != KVM_EXIT_IO_OUT || run->io.data_offset > loop->run_bytes ||
-        size > loop->run_bytes - run->io.data_offset)
+    if (!data || run->io.direction != KVM_EXIT_IO_OUT)
         return FOR_PYTHON;
     switch (fast->verb) {
     case VERB_DISCARD:
