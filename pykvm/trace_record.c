@@ -3,6 +3,10 @@
 
 #include <string.h>
 
+#include "hypercall_abi.h"
+
+#define EFER_LMA (1 << 10)
+
 static struct trace_record *record_at(struct exit_loop *loop, uint64_t index)
 {
     return &loop->trace.records[index & (loop->trace.capacity - 1)];
@@ -14,7 +18,14 @@ struct trace_record *record_current(struct exit_loop *loop)
     return loop->open ? record_at(loop, loop->open - 1) : NULL;
 }
 
-/* Copy of the data that the guest wrote or was answered, at most 8 bytes. */
+/* Keep the first bytes of a longer piece of data. */
+void record_text(struct trace_record *record, const uint8_t *from, uint64_t size)
+{
+    record->text_bytes = (uint8_t)(size < sizeof record->text ? size : sizeof record->text);
+    memcpy(record->text, from, record->text_bytes);
+}
+
+/* Copy of the data that the guest wrote or was answered: 8 bytes, and the beginning of a string. */
 static void record_data(struct exit_loop *loop, struct trace_record *record)
 {
     struct kvm_run *run = loop->run;
@@ -22,8 +33,13 @@ static void record_data(struct exit_loop *loop, struct trace_record *record)
     uint64_t size;
     switch (record->reason) {
     case KVM_EXIT_IO:
-        if ((data = io_bytes(loop, &size)))
-            memcpy(record->data, data, size < sizeof record->data ? size : sizeof record->data);
+        if (!(data = io_bytes(loop, &size)))
+            break;
+        if (size > sizeof record->data) {
+            record_text(record, data, size);
+            size = sizeof record->data;
+        }
+        memcpy(record->data, data, size);
         break;
     case KVM_EXIT_MMIO:
         memcpy(record->data, run->mmio.data, sizeof record->data);
@@ -45,13 +61,15 @@ static void record_registers(struct kvm_run *run, struct trace_record *record)
         record->flags |= RECORD_REGS;
         record->rip = regs->rip, record->rsp = regs->rsp, record->rflags = regs->rflags;
         record->rax = regs->rax, record->rbx = regs->rbx, record->rcx = regs->rcx, record->rdx = regs->rdx;
-        record->rsi = regs->rsi, record->rdi = regs->rdi;
-        record->r8 = regs->r8, record->r9 = regs->r9, record->r10 = regs->r10;
+        record->rsi = regs->rsi, record->rdi = regs->rdi, record->rbp = regs->rbp;
+        record->r8 = regs->r8, record->r9 = regs->r9, record->r10 = regs->r10, record->r11 = regs->r11;
+        record->r12 = regs->r12, record->r13 = regs->r13, record->r14 = regs->r14, record->r15 = regs->r15;
     }
     if (run->kvm_valid_regs & KVM_SYNC_X86_SREGS) {
         record->flags |= RECORD_SREGS;
         record->cr0 = sregs->cr0, record->cr3 = sregs->cr3, record->cr4 = sregs->cr4;
         record->efer = sregs->efer, record->cs_base = sregs->cs.base, record->cpl = sregs->ss.dpl;
+        record->code_bits = sregs->efer & EFER_LMA && sregs->cs.l ? 64 : sregs->cs.db ? 32 : 16;
     }
 }
 
@@ -103,13 +121,21 @@ int record_open(struct exit_loop *loop)
         return 1;
     if (ring->mode != RING_OVERWRITE &&
         ring->head - __atomic_load_n(&ring->tail, __ATOMIC_ACQUIRE) >= ring->capacity) {
-        if (ring->mode == RING_STOP)
+        if (ring->mode == RING_STOP) {
+            if (!loop->full_tsc)
+                loop->full_tsc = tsc_now();
             return 0;
+        }
         ring->dropped++;
         return 1;
     }
     record = record_at(loop, ring->head);
     memset(record, 0, offsetof(struct trace_record, rip));
+    if (loop->full_tsc) {
+        loop->wait_ticks += tsc_now() - loop->full_tsc;
+        loop->full_tsc = 0;
+        record->flags = RECORD_WAITED;
+    }
     record->enter_tsc = loop->enter_tsc, record->exit_tsc = loop->exit_tsc;
     record->reason = loop->run->exit_reason, record->vcpu = (uint16_t)loop->vcpu;
     record_address(loop->run, record);
@@ -117,6 +143,15 @@ int record_open(struct exit_loop *loop)
     record_data(loop, record);
     loop->open = ring->head + 1;
     return 1;
+}
+
+/* The exit is a hypercall; `flags` may add RECORD_RESULT once it has been answered. */
+void record_call(struct trace_record *record, const struct hypercall *call, uint8_t flags)
+{
+    record->call_number = call->number;
+    memcpy(record->call_args, call->arg, sizeof record->call_args);
+    record->call_result = call->result;
+    record->flags |= RECORD_CALL | flags;
 }
 
 /* The open record is complete: hand it to the reader. */
@@ -136,5 +171,9 @@ void record_close(struct exit_loop *loop, uint64_t now, uint8_t flags)
 /* Publish the record of the last exit although the guest does not go on: the run is over. */
 void exit_loop_settle(struct exit_loop *loop)
 {
-    record_close(loop, tsc_now(), 0);
+    uint64_t now = tsc_now();
+    if (loop->answering)
+        loop->answer_ticks += now - loop->exit_tsc;
+    loop->answering = 0;
+    record_close(loop, now, 0);
 }

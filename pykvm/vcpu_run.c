@@ -22,6 +22,9 @@
 #endif
 
 #define NS 1000000000u
+#define EXCEPTION_DB 1
+#define DR6_BREAKPOINTS 0xf
+#define DR6_BS (1 << 14)
 
 enum answer { ANSWERED, FOR_PYTHON, RING_IS_FULL };
 
@@ -40,7 +43,7 @@ static int64_t host_time_ns(void)
 }
 
 /* The calls that C knows; the others go to Python, which also names the errors of a bad `gpa`. */
-static enum answer do_hypercall(struct exit_loop *loop, uint64_t gpa)
+static enum answer do_hypercall(struct exit_loop *loop, struct trace_record *record, uint64_t gpa)
 {
     struct loop_shared *shared = loop->shared;
     uint8_t *at = guest_bytes(shared, gpa, sizeof(struct hypercall), 1), *text;
@@ -58,6 +61,8 @@ static enum answer do_hypercall(struct exit_loop *loop, uint64_t gpa)
         if (!byte_ring_append(&shared->console, text, call.arg[1]))
             return RING_IS_FULL;
         call.result = (int64_t)call.arg[1];
+        if (record && text)
+            record_text(record, text, call.arg[1]);
         break;
     case HC_TIME:
         call.result = host_time_ns();
@@ -66,10 +71,12 @@ static enum answer do_hypercall(struct exit_loop *loop, uint64_t gpa)
         return FOR_PYTHON;
     }
     memcpy(at + offsetof(struct hypercall, result), &call.result, sizeof call.result);
+    if (record)
+        record_call(record, &call, RECORD_RESULT);
     return ANSWERED;
 }
 
-static enum answer do_fast_port(struct exit_loop *loop, struct fast_port *fast)
+static enum answer do_fast_port(struct exit_loop *loop, struct trace_record *record, struct fast_port *fast)
 {
     struct kvm_run *run = loop->run;
     uint64_t size, rings = run->io.count;
@@ -92,10 +99,18 @@ static enum answer do_fast_port(struct exit_loop *loop, struct fast_port *fast)
         if (run->io.size != sizeof gpa || run->io.count != 1)
             return FOR_PYTHON;
         memcpy(&gpa, data, sizeof gpa);
-        return do_hypercall(loop, gpa);
+        return do_hypercall(loop, record, gpa);
     default:
         return FOR_PYTHON;
     }
+}
+
+/* Whether the exit is a single step that nobody but the trace asked for. A breakpoint is none. */
+static int is_counted_step(const struct exit_loop *loop)
+{
+    return loop->step_period && loop->run->exit_reason == KVM_EXIT_DEBUG &&
+           loop->run->debug.arch.exception == EXCEPTION_DB && loop->run->debug.arch.dr6 & DR6_BS &&
+           !(loop->run->debug.arch.dr6 & DR6_BREAKPOINTS);
 }
 
 static enum answer answer_exit(struct exit_loop *loop, struct trace_record *record)
@@ -104,13 +119,18 @@ static enum answer answer_exit(struct exit_loop *loop, struct trace_record *reco
     struct fast_port *fast;
     enum answer answer;
     uint8_t index;
+    if (is_counted_step(loop)) {
+        if (record)
+            record->verb = VERB_STEP;
+        return ANSWERED;
+    }
     if (run->exit_reason != KVM_EXIT_IO)
         return FOR_PYTHON;
     index = loop->shared->fast_index[run->io.port];
     if (!index || index >= FAST_PORTS_MAX)
         return FOR_PYTHON;
     fast = &loop->shared->fast_ports[index];
-    answer = do_fast_port(loop, fast);
+    answer = do_fast_port(loop, record, fast);
     if (answer == ANSWERED) {
         loop->by_fast_port[index] += run->io.count;
         loop->fast_exits++;
@@ -189,6 +209,9 @@ static enum loop_result enter_guest(struct exit_loop *loop)
     loop->enter_tsc = tsc_now();
     if (loop->own_from) /* not on the first entry of a call: Python's time is not ours */
         loop->own_ticks += loop->enter_tsc - loop->own_from;
+    if (loop->answering)
+        loop->answer_ticks += loop->enter_tsc - loop->exit_tsc;
+    loop->answering = 0;
     record_close(loop, loop->enter_tsc, RECORD_DONE);
     failed = ENTER_GUEST(loop->fd) < 0 ? errno : 0;
     loop->own_from = loop->exit_tsc = tsc_now();
@@ -197,6 +220,7 @@ static enum loop_result enter_guest(struct exit_loop *loop)
     if (!failed) {
         uint32_t reason = loop->run->exit_reason;
         loop->exits++;
+        loop->answering = 1;
         loop->by_reason[reason < EXIT_REASONS_MAX ? reason : EXIT_REASONS_MAX]++;
         loop->pending = PENDING_NEW;
         return LOOP_EXIT;
@@ -213,8 +237,14 @@ static enum loop_result run_until_python(struct exit_loop *loop)
     for (;;) {
         enum loop_result result;
         enum answer answer;
-        if (loop->pending == PENDING_NONE && (result = enter_guest(loop)) != LOOP_EXIT)
-            return result;
+        if (loop->pending == PENDING_NONE) {
+            if ((result = enter_guest(loop)) != LOOP_EXIT)
+                return result;
+            if (is_counted_step(loop) && loop->steps++ % loop->step_period) {
+                loop->pending = PENDING_NONE; /* not its turn: no record */
+                continue;
+            }
+        }
         if (loop->pending == PENDING_NEW && !record_open(loop))
             return LOOP_TRACE_FULL;
         loop->pending = PENDING_RECORDED;

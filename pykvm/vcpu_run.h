@@ -27,6 +27,7 @@ enum fast_verb {
     VERB_APPEND = 2,    /* append the bytes to the port's byte ring */
     VERB_DOORBELL = 3,  /* signal the port's eventfd, once per repetition */
     VERB_HYPERCALL = 4, /* the gpa of a struct hypercall; what C does not know goes to Python */
+    VERB_STEP = 5,      /* no port's: a single step that is only recorded */
 };
 
 enum ring_mode {
@@ -40,9 +41,12 @@ enum record_flags {
     RECORD_REGS = 2,   /* the general registers are valid */
     RECORD_SREGS = 4,  /* cr0, cr3, cr4, efer, cs_base and cpl are valid */
     RECORD_DONE = 8,   /* the exit was answered and the guest went on at resume_tsc */
+    RECORD_CALL = 16,  /* it was a hypercall: call_number and call_args are valid */
+    RECORD_RESULT = 32, /* and it was answered: call_result is valid */
+    RECORD_WAITED = 64, /* the ring was full: its time includes waiting for the reader */
 };
 
-/* One exit: 192 bytes, fixed. Times are TSC ticks of the host. */
+/* One exit: 320 bytes, fixed. Times are TSC ticks of the host. */
 struct trace_record {
     uint64_t enter_tsc;  /* KVM_RUN was called */
     uint64_t exit_tsc;   /* KVM_RUN returned */
@@ -56,9 +60,15 @@ struct trace_record {
     uint8_t flags;       /* enum record_flags */
     uint8_t verb;        /* enum fast_verb that answered, VERB_NONE: Python did */
     uint8_t cpl;
-    uint16_t reserved;
-    uint64_t rip, rsp, rflags, rax, rbx, rcx, rdx, rsi, rdi, r8, r9, r10;
+    uint8_t code_bits;   /* with RECORD_SREGS: 16, 32 or 64 */
+    uint8_t text_bytes;  /* how much of text is valid */
+    uint64_t rip, rsp, rflags, rax, rbx, rcx, rdx, rsi, rdi, rbp, r8, r9, r10, r11, r12, r13, r14, r15;
     uint64_t cr0, cr3, cr4, efer, cs_base;
+    uint64_t call_args[4]; /* as in struct hypercall */
+    int64_t call_result;
+    uint32_t call_number;
+    uint32_t reserved;
+    uint8_t text[32]; /* the first bytes of a string I/O, or of what a hypercall wrote */
 };
 
 /* Records of one vCPU: one producer (the vCPU's thread), one consumer. Index modulo `capacity`. */
@@ -125,15 +135,23 @@ struct exit_loop {
     uint32_t pending; /* enum pending */
     uint64_t open;    /* 1 + index of the record that waits for its end, or 0 */
     uint64_t enter_tsc, exit_tsc;
+    uint64_t answering;   /* 1: an exit is being answered since exit_tsc */
     uint64_t own_from;    /* since when the time is ours, or 0 */
     uint64_t own_ticks;   /* between KVM_RUN's return and the next entry or our own return */
     uint64_t guest_ticks; /* inside KVM_RUN */
+    uint64_t answer_ticks; /* from exits to the next entry: our own time and Python's */
+    uint64_t full_tsc;     /* since when the trace ring is full, or 0 */
+    uint64_t wait_ticks;   /* of answer_ticks: waiting for the trace's reader */
+    uint64_t step_period;  /* of the single steps only every n-th is recorded, Python sees none; 0: off */
+    uint64_t steps;        /* single steps so far, where step_period is not 0 */
     uint64_t entries;     /* KVM_RUN calls */
     uint64_t exits;       /* returns of KVM_RUN with an exit reason */
     uint64_t fast_exits;  /* of them, answered in C */
     uint64_t by_reason[EXIT_REASONS_MAX + 1]; /* the last one: reasons beyond the table */
     uint64_t by_fast_port[FAST_PORTS_MAX];    /* writes answered in C, a string's every repetition */
 };
+
+struct hypercall; /* hypercall_abi.h */
 
 /* vcpu_run.c */
 int exit_loop_run(struct exit_loop *loop);
@@ -147,6 +165,8 @@ uint64_t tsc_now(void);
 int record_open(struct exit_loop *loop);
 struct trace_record *record_current(struct exit_loop *loop);
 void record_close(struct exit_loop *loop, uint64_t now, uint8_t flags);
+void record_call(struct trace_record *record, const struct hypercall *call, uint8_t flags);
+void record_text(struct trace_record *record, const uint8_t *from, uint64_t size);
 void exit_loop_settle(struct exit_loop *loop);
 
 /* guest_bytes.c */
