@@ -51,6 +51,7 @@ class Board:
     mark: Callable[[int], None]
     flush_page: Callable[[int], None]
     calls: Mapping[int, Callable[[Any], int]]
+    record: Callable[[], Any]
 
     def attach_common(self) -> Serial:
         """The devices of every board; its serial port comes back, to be given the terminal's input."""
@@ -79,7 +80,12 @@ class Board:
         self.ports.attach(layout.DEBUG_CONSOLE, DebugConsole(self.output))
         self.mmio.attach(layout.MMIO_CONSOLE, MmioConsole(self.output))
         port = HypercallPort(
-            self.memory, output=self.output, on_exit=self._exit, on_mark=self.mark, more=self.calls
+            self.memory,
+            output=self.output,
+            on_exit=self._exit,
+            on_mark=self.mark,
+            record=self.record,
+            more=self.calls,
         )
         self.ports.attach(layout.HYPERCALL, port)
         return serial

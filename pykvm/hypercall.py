@@ -7,7 +7,7 @@ answers the frequent calls; what it does not know, or finds wrong, comes here.
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pykvm._native import ffi, lib
 from pykvm.errors import GuestAddressError
@@ -17,10 +17,28 @@ if TYPE_CHECKING:
 
     from pykvm.memory import GuestMemory
 
-__all__ = ["HypercallPort"]
+__all__ = ["CALLS", "HypercallPort", "HypercallShape"]
 
 _SIZE: int = ffi.sizeof("struct hypercall")
 _LONGEST = 1 << 20
+_SHOWN = 32
+
+
+class HypercallShape(NamedTuple):
+    """How a call is shown: its name, and the names of the arguments that it takes."""
+
+    name: str
+    args: tuple[str, ...] = ()
+
+
+CALLS = {
+    lib.HC_VERSION: HypercallShape("version"),
+    lib.HC_EXIT: HypercallShape("exit", ("code",)),
+    lib.HC_CONSOLE_WRITE: HypercallShape("console_write", ("gpa", "size")),
+    lib.HC_TIME: HypercallShape("time"),
+    lib.HC_MARK: HypercallShape("mark", ("value",)),
+}
+"""Every call of the ABI by its number."""
 
 
 class HypercallPort:
@@ -33,10 +51,15 @@ class HypercallPort:
         output: Callable[[bytes], None],
         on_exit: Callable[[int], None],
         on_mark: Callable[[int], None],
+        record: Callable[[], Any],
         more: Mapping[int, Callable[[Any], int]] | None = None,
     ) -> None:
-        """`more` are calls beyond the common ones: number -> function of the struct, its result."""
+        """`record` gives the open trace record of the exit that is being answered, or NULL.
+
+        `more` are calls beyond the common ones: number -> function of the struct, its result.
+        """
         self._memory = memory
+        self._record = record
         self._output = output
         self._on_exit = on_exit
         self._on_mark = on_mark
@@ -63,11 +86,16 @@ class HypercallPort:
         self._memory.view(gpa, _SIZE, writable=True).release()
         request = ffi.from_buffer("struct hypercall *", bytearray(raw))
         call = self._calls.get(request.number)
+        if record := self._record():
+            lib.record_call(record, request, 0)
         try:
             result = call(request) if call else int(lib.HC_ENOSYS)
         except GuestAddressError:
             result = int(lib.HC_EFAULT)
         self._memory.write(gpa + lib.HC_RESULT, result.to_bytes(8, "little", signed=True))
+        if record:
+            request.result = result
+            lib.record_call(record, request, lib.RECORD_RESULT)
 
     def _exit(self, request: Any) -> int:
         self._on_exit(request.arg[0])
@@ -77,7 +105,10 @@ class HypercallPort:
         gpa, size = request.arg[0], request.arg[1]
         if size > _LONGEST:
             return int(lib.HC_EINVAL)
-        self._output(self._memory.read(gpa, size))
+        text = self._memory.read(gpa, size)
+        if record := self._record():
+            lib.record_text(record, text[:_SHOWN], len(text[:_SHOWN]))
+        self._output(text)
         return int(size)
 
     def _mark(self, request: Any) -> int:

@@ -254,6 +254,7 @@ class Machine:
             mark=lambda value: self.marks.append((value, time.monotonic_ns())),
             flush_page=self._flush_page,
             calls=self.disk.calls(self.memory) if self.disk else {},
+            record=self._open_record,
         )
         self.serial = attach_board(self.spec.board, board)
         if self.spec.board == "pykvm":
@@ -379,6 +380,12 @@ class Machine:
             with self._lock:
                 for raw, ring in zip(self._raw, self._rings, strict=True):
                     raw.append(ring.take())
+
+    def _open_record(self) -> Any:
+        """The trace record of the exit that the calling thread answers, NULL if there is none."""
+        me = threading.get_ident()
+        found = next((vcpu.loop for vcpu in self.vcpus if vcpu.thread == me), None)
+        return lib.record_current(found) if found else ffi.NULL
 
     def _wake(self) -> None:
         """Have the thread in run() see that the run is over; it stops the others."""

@@ -145,6 +145,7 @@ class VcpuRunner:
         Raises KvmError if KVM_RUN fails, and what a device raises.
         """
         vcpu, ending, handlers, lock = self.vcpu, self._ending, self._handlers, self._lock
+        vcpu.thread = threading.get_ident()
         view, enter, exited = vcpu.view, vcpu.enter, int(LoopResult.EXIT)
         while not ending.is_over:
             result = enter()

@@ -91,6 +91,7 @@ class Vcpu:
             os.close(fd)
             raise KvmError(error.errno or 0, "mmap of a vCPU") from None
         self.view = RunView(self._map)
+        self.thread = 0  # threading.get_ident() of who runs it
         self.loop = ffi.new("struct exit_loop *", {"fd": fd, "vcpu": number, "run_bytes": run_bytes})
         self.loop.run = self.view.run
         self.enter: Callable[[], int] = partial(lib.exit_loop_run, self.loop)

@@ -5,27 +5,44 @@ from __future__ import annotations
 import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 from pykvm._native import ffi, lib
 from pykvm.exits import reason_name
+from pykvm.hypercall import CALLS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from pykvm.trace.clock import TscClock
 
-__all__ = ["RECORD_BYTES", "TraceRecord", "TraceRecords", "TraceRing"]
+__all__ = ["RECORD_BYTES", "Call", "TraceRecord", "TraceRecords", "TraceRing"]
 
 RECORD_BYTES: int = ffi.sizeof("struct trace_record")
-_REGISTERS = "rip rsp rflags rax rbx rcx rdx rsi rdi r8 r9 r10".split()
-_SPECIAL = "cr0 cr3 cr4 efer cs_base cpl".split()
+_REGISTERS = "rip rsp rflags rax rbx rcx rdx rsi rdi rbp r8 r9 r10 r11 r12 r13 r14 r15".split()
+_SPECIAL = "cr0 cr3 cr4 efer cs_base cpl code_bits".split()
 _VERBS = {
     lib.VERB_DISCARD: "discard",
     lib.VERB_APPEND: "append",
     lib.VERB_DOORBELL: "doorbell",
     lib.VERB_HYPERCALL: "hypercall",
+    lib.VERB_STEP: "step",
 }
+
+
+class Call(NamedTuple):
+    """A hypercall: its number, its four arguments, and its result, None if it was not answered."""
+
+    number: int
+    args: tuple[int, ...]
+    result: int | None
+
+    def __str__(self) -> str:
+        shape = CALLS.get(self.number)
+        name, args = shape or (f"call {self.number:#x}", ("arg0", "arg1", "arg2", "arg3"))
+        given = ", ".join(f"{name}={value:#x}" for name, value in zip(args, self.args, strict=False))
+        answer = "" if self.result is None else f" = {self.result}"
+        return f"{name}({given}){answer}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +52,8 @@ class TraceRecord:
     `reason` is the header's word ("IO", "MMIO"); `address` a port, gpa, MSR or number; `data` the first
     bytes (at most 8) of what was written or answered; `verb` which fast verb of the C loop answered,
     "" when Python did. `regs` holds what was synced: rip and the general registers, or also cr3 and cpl.
-    `is_done` is False for an exit that the guest never went on from.
+    `is_done` is False for an exit that the guest never went on from. `call` is the hypercall, if it was
+    one; `text` the first 32 bytes of a string I/O or of what a hypercall wrote.
     """
 
     vcpu: int
@@ -51,9 +69,13 @@ class TraceRecord:
     verb: str
     is_done: bool
     regs: dict[str, int]
+    call: Call | None = None
+    text: bytes = b""
 
     def __str__(self) -> str:
         rip = f" at rip={self.regs['rip']:#x}" if "rip" in self.regs else ""
+        if self.call:
+            return f"{self.reason} hypercall {self.call}{rip}"
         if self.reason not in ("IO", "MMIO"):
             return f"{self.reason}{rip}"
         times = f" {self.count} times" if self.count > 1 else ""
@@ -83,11 +105,20 @@ def _decode(record: Any, clock: TscClock) -> TraceRecord:
         verb=_VERBS.get(record.verb, ""),
         is_done=bool(flags & lib.RECORD_DONE),
         regs=regs,
+        call=_call(record, flags),
+        text=bytes(ffi.buffer(record.text, record.text_bytes)),
     )
 
 
+def _call(record: Any, flags: int) -> Call | None:
+    if not flags & lib.RECORD_CALL:
+        return None
+    result = record.call_result if flags & lib.RECORD_RESULT else None
+    return Call(record.call_number, tuple(record.call_args), result)
+
+
 class TraceRecords(Sequence[TraceRecord]):
-    """Records in a row, 192 bytes each as the exit loop wrote them, decoded when they are looked at."""
+    """Records in a row as the exit loop wrote them, 320 bytes each, decoded when they are looked at."""
 
     def __init__(self, raw: bytes, clock: TscClock) -> None:
         """`raw` holds `struct trace_record`s; `clock` turns their TSC values into ns."""
