@@ -16,7 +16,7 @@ How a lab is put together
 
     host                                            lab
     ────                                            ───
-    run.py      looks up the back end, makes Job
+    launch.py   looks up the back end, makes Job
     packages.py a kernel and its modules  ───────►  kernel
     initramfs.py  init, modules, lab.conf ───────►  /init (init.c), /lab.conf
     amd.py | intel.py  starts the emulator
@@ -87,6 +87,6 @@ Nothing of it depends on the back end.
 
 from __future__ import annotations
 
-from pykvm.lab.run import LABS, prepare, run, shell
+from pykvm.lab.launch import LABS, prepare, run, shell
 
 __all__ = ["LABS", "prepare", "run", "shell"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pykvm.lab.run import LABS, backend_for
+from pykvm.lab.launch import LABS, backend_for
 from pykvm.lab.store import DamageError, Entry, Store
 from pykvm.lab.tools import missing_tools, packages_of
 
