@@ -184,9 +184,13 @@ class GuestMemory:
 
     def _parts(self, gpa: int, size: int, *, writable: bool = False) -> list[memoryview]:
         parts: list[memoryview] = []
-        while size > 0 or not parts:
-            slot = self._slot(gpa, size)
-            step = min(size, slot.end - gpa)
-            parts.append(self.view(gpa, step, writable=writable))
-            gpa, size = gpa + step, size - step
+        at, left = gpa, size
+        while left > 0 or not parts:
+            try:
+                slot = self._slot(at, left)
+            except GuestAddressError:
+                raise self._outside(gpa, size) from None  # the guest's own words, not our part of them
+            step = min(left, slot.end - at)
+            parts.append(self.view(at, step, writable=writable))
+            at, left = at + step, left - step
         return parts
