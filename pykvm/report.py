@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pykvm import paging
 from pykvm.errors import GuestAddressError
-from pykvm.result import CpuSnapshot
+from pykvm.result import CpuSnapshot, EndReason
 
 if TYPE_CHECKING:
     from pykvm.memory import GuestMemory
@@ -19,6 +19,7 @@ _BEFORE = 32
 _AFTER = 48
 _LMA = 1 << 10
 _VM = 1 << 17
+_RESET_CS, _RESET_IP = 0xF000, 0xFFF0
 _ROWS = (
     ("rax", "rbx", "rcx", "rdx"),
     ("rsi", "rdi", "rbp", "rsp"),
@@ -63,7 +64,8 @@ def _code(memory: GuestMemory, sregs: Any, linear: int) -> tuple[int, bytes]:
 def disassemble(snapshot: CpuSnapshot, most: int = 5) -> list[str]:
     """At most `most` instructions from RIP on, and the ones before it that lead there, as text.
 
-    x86 can't be read backwards: of the starts before RIP, the earliest that arrives at it is taken.
+    x86 can't be read backwards: of the starts before RIP, the earliest that arrives at it is taken. Zeros
+    are seldom code and would swallow what follows them, so it is looked for behind those at the beginning.
     """
     import capstone  # noqa: PLC0415 - 50 ms that only a failure pays
 
@@ -73,7 +75,8 @@ def disassemble(snapshot: CpuSnapshot, most: int = 5) -> list[str]:
     if offset < 0 or offset >= len(snapshot.code):
         return []
     lines = []
-    for start in range(offset):
+    zeros = offset - len(snapshot.code[:offset].lstrip(b"\0"))
+    for start in range(zeros, offset):
         before = list(engine.disasm(snapshot.code[start:offset], snapshot.code_at + start))
         if sum(i.size for i in before) == offset - start:
             lines += [_line(i, " ") for i in before[-3:]]
@@ -109,6 +112,11 @@ def _registers(snapshot: CpuSnapshot) -> list[str]:
     return lines
 
 
+def _is_reset(snapshot: CpuSnapshot) -> bool:
+    """Whether the registers are those of a CPU at its reset vector."""
+    return snapshot.regs["rip"] == _RESET_IP and snapshot.special["cs"] == _RESET_CS
+
+
 def render(result: RunResult, *, exits: int = 8) -> str:
     """The report of an abnormal end, as plain text of several lines; "" for a normal end."""
     if not result.cpus:
@@ -116,6 +124,8 @@ def render(result: RunResult, *, exits: int = 8) -> str:
     lines = []
     for snapshot in result.cpus:
         lines.append(f"vCPU {snapshot.vcpu}, {snapshot.bits}-bit code")
+        if result.reason is EndReason.TRIPLE_FAULT and _is_reset(snapshot):
+            lines.append("  KVM has reset the vCPU, as it does on AMD's CPUs: where the guest was is lost")
         lines += [f"  {line}" for line in _registers(snapshot)]
         code = disassemble(snapshot)
         lines += [f"  {line}" for line in code] or ["  (the code at rip can't be read)"]
