@@ -11,7 +11,6 @@ enum { PRESENT = 1, WRITABLE = 2, LARGE = 0x80 };
 #define MIB (KIB * KIB)
 #define GIB (KIB * MIB)
 #define WINDOW 4 /* the entry of the second-level table for 4 GiB to 5 GiB */
-#define OURS (2 * MIB) /* this program and what the machine put beside it lie below */
 
 static uint64_t window[512] __attribute__((aligned(4096)));
 static unsigned long step, touched, not_empty;
@@ -29,7 +28,7 @@ static unsigned long cmos(unsigned index, unsigned bytes)
 static void walk(unsigned long at, unsigned long size)
 {
     for (unsigned long end = at + size; at < end; at += step, touched++)
-        not_empty += *(volatile char *)at && at >= OURS;
+        not_empty += *(volatile char *)at && at >= 2 * MIB; /* this program and its tables lie below */
 }
 
 int main(void)
@@ -40,13 +39,11 @@ int main(void)
     step = low + high > GIB ? 2 * MIB : 4 * KIB; /* a large memory by large pages */
     walk(0, low);
     pdpt[WINDOW] = (uint64_t)window | PRESENT | WRITABLE;
-    for (unsigned long gpa = 4 * GIB; high; gpa += GIB) {
-        unsigned long part = high < GIB ? high : GIB;
+    for (unsigned long gpa = 4 * GIB, end = gpa + high; gpa < end; gpa += GIB) {
         for (unsigned i = 0; i < 512; i++)
             window[i] = (gpa + i * 2 * MIB) | PRESENT | WRITABLE | LARGE;
         write_cr3(read_cr3());
-        walk(WINDOW * GIB, part);
-        high -= part;
+        walk(WINDOW * GIB, end - gpa < GIB ? end - gpa : GIB);
     }
     printf("%lu touched in steps of %lu KiB, %lu not empty\n", touched, step / KIB, not_empty);
     return 0;

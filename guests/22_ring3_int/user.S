@@ -11,7 +11,7 @@ user_program:
         lea     hello(%rip), %rcx
         mov     $(hello_end - hello), %edx
         int     $0x80
-        int     $PAGE_FAULT             /* #GP: error code vector * 8 + 2 */
+        int     $PAGE_FAULT             /* a gate for ring 0 alone: #GP */
         lea     -(hello_end - hello)(%rax), %ebx /* all was written: exit code 0 */
         mov     $SYS_EXIT, %eax
         int     $0x80

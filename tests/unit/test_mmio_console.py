@@ -10,7 +10,7 @@ from pykvm.devices.mmio_console import MmioConsole
 
 def test_id_reads_as_letters_and_can_not_be_written() -> None:
     """The first four bytes are "pkvm", whatever the guest writes there."""
-    device = MmioConsole(bytes)
+    device = MmioConsole(lambda _data: None)
     device.write(0, bytes(4))
     assert device.read(0, 4) == b"pkvm"
 
@@ -28,7 +28,7 @@ def test_only_the_byte_on_console_is_printed() -> None:
 @given(st.integers(0, 15), st.binary(min_size=1, max_size=8))
 def test_scratch_keeps_what_falls_on_it(offset: int, data: bytes) -> None:
     """Of any access the bytes on offsets 8 to 15 are kept, and what lies behind reads as all ones."""
-    device = MmioConsole(bytes)
+    device = MmioConsole(lambda _data: None)
     device.write(offset, data)
     want = {at: value for at, value in enumerate(data, start=offset) if 8 <= at < 16}
     found = b"".join(device.read(at, 1) for at in range(8, 16))
