@@ -17,7 +17,7 @@ from pykvm.boot.placement import Placement, place
 from pykvm.bus import Bus
 from pykvm.console import Console
 from pykvm.cpuid import policy
-from pykvm.errors import ConfigError, ImageNotFoundError, KvmError, PykvmError
+from pykvm.errors import ConfigError, ImageNotFoundError, KvmError
 from pykvm.exits import Exit, reason_name
 from pykvm.guests import find_named
 from pykvm.kvm import Kvm
@@ -113,7 +113,7 @@ class Machine:
             self._shared = ffi.new("struct loop_shared *")
             self._ending = Ending(self._wake)
             self._console = Console(ffi.addressof(self._shared, "console"), console, self._lock)
-        except PykvmError:
+        except BaseException:
             self.kvm.close()
             raise
 
@@ -237,7 +237,8 @@ class Machine:
         self._attach(most)
         self._share_slots()
         for number in range(spec.vcpus):
-            self.vcpus.append(self._make_vcpu(vm, number))
+            self.vcpus.append(vm.create_vcpu(number))  # before anything else can fail, so that close() has it
+            self._set_up_vcpu(self.vcpus[number], number)
 
     def _attach(self, max_vcpus: int) -> None:
         vm = self.vm
@@ -284,9 +285,8 @@ class Machine:
             target.host = ffi.cast("uint8_t *", slot.hva)
         self._shared.slot_count = len(self.memory.slots)
 
-    def _make_vcpu(self, vm: Vm, number: int) -> Vcpu:
+    def _set_up_vcpu(self, vcpu: Vcpu, number: int) -> None:
         spec = self.spec
-        vcpu = vm.create_vcpu(number)
         rows = policy(
             self.kvm.supported_cpuid(),
             apic_id=number,
@@ -303,7 +303,6 @@ class Machine:
         self._raw.append([])
         if number == 0:
             vcpu.apply(self._placement.state)
-        return vcpu
 
     def _flush_page(self, gpa: int) -> None:
         """Take the page's slot away and give it back: KVM drops its page tables with it."""
@@ -458,6 +457,8 @@ _DEFAULT = MachineSpec()
 def _check_spec(spec: MachineSpec) -> None:
     if spec.vcpus < 1:
         raise ConfigError(f"{spec.vcpus} vCPUs: a machine has at least 1")
+    if spec.vendor not in (None, "intel", "amd"):
+        raise ConfigError(f"vendor={spec.vendor!r}: it is 'intel' or 'amd', or None for the host's own")
     if spec.unclaimed not in ("stop", "float"):
         raise ConfigError(f"unclaimed={spec.unclaimed!r}: it is 'stop' or 'float'")
     if spec.vcpus > 1 and spec.irqchip is False:

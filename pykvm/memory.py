@@ -10,6 +10,7 @@ import mmap
 import os
 import re
 from bisect import bisect_right
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Self
 
@@ -128,16 +129,15 @@ class GuestMemory:
     def close(self) -> None:
         """Give the memory back; a view that somebody still holds keeps its mapping alive until it goes."""
         for slot in self.slots:
-            slot.view.release()
+            with suppress(BufferError):  # the last holder of a view frees it
+                slot.view.release()
         self.slots, self._starts = [], []
         for hold in self._holds:
             ffi.release(hold)
         self._holds = []
         for mapping in self._maps:
-            try:
+            with suppress(BufferError):
                 mapping.close()
-            except BufferError:
-                continue  # the last holder of a view closes it
         self._maps = []
 
     def ram(self) -> list[range]:
