@@ -157,15 +157,17 @@ class Machine:
         entry: int | None = None,
         cmdline: str = "",
         modules: list[tuple[bytes, str]] | None = None,
+        initrd: bytes = b"",
         read_only: bool = False,
         snapshot: bool = False,
     ) -> Image:
         """Put an image into memory: a guest's name, a file, or the bytes themselves.
 
-        `mode` is a word of CpuMode, `address` and `entry` are gpas; `cmdline` and `modules` (contents and
-        command line) are for multiboot kernels. A disk image boots through the firmware: `read_only`
-        refuses its guest's writes, `snapshot` forgets them at close(). A guest by name brings the machine
-        it asks for, as far as nothing else was said. Raises ImageError with one line that says what is wrong.
+        `mode` is a word of CpuMode, `address` and `entry` are gpas. `cmdline` is for Linux and multiboot
+        kernels, `modules` (contents and command line) for the latter, `initrd` for Linux. A disk image boots
+        through the firmware: `read_only` refuses its guest's writes, `snapshot` forgets them at close(). A
+        guest by name brings the machine it asks for, as far as nothing else was said. Raises ImageError
+        with one line that says what is wrong.
         """
         if self.vm is not None:
             raise ConfigError("this machine has been loaded already; make a new one")
@@ -183,11 +185,17 @@ class Machine:
             limit_bytes=self.spec.memory_bytes,
             ignore_video=is_testdev,
         )
+        if (
+            self.image.kind == "linux"
+        ):  # it looks for hardware, and finds its interrupts in the kernel's chips
+            self.spec = replace(self.spec, irqchip=True, unclaimed="float")
         if self.image.kind == "bootsector":
             self._insert_disk(source, read_only=read_only, snapshot=snapshot)
         if is_testdev:  # whose kernels take the first word for their own name
             cmdline = f"{self.image.name} {cmdline}".rstrip()
-        self._placement = place(self.image, self.memory, cmdline=cmdline, modules=modules or [])
+        self._placement = place(
+            self.image, self.memory, cmdline=cmdline, modules=modules or [], initrd=initrd
+        )
         self._build()
         return self.image
 

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pykvm.boot.linux import read_initrds
 from pykvm.errors import ImageError
 from pykvm.guests import find_named
 from pykvm.machine import Machine
@@ -36,8 +37,9 @@ def run_image(image: str, options: Mapping[str, Any], *, show: bool) -> RunResul
     wants: dict[str, Any] = {"memory": "64M", "vcpus": 1} | (guest.machine if guest else {}) | given
     modules = [_module(text) for text in options.get("modules") or ()]
     loading: dict[str, Any] = {name: options[name] for name in _LOAD if options.get(name) is not None}
+    initrd = read_initrds([Path(name) for name in options.get("initrds") or ()])
     with Machine(**wants, console=_write_stdout if show else None) as machine:
-        machine.load(image, modules=modules, **loading)
+        machine.load(image, modules=modules, initrd=initrd, **loading)
         return _run(machine, options.get("timeout"), show=show)
 
 

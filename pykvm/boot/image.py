@@ -18,6 +18,7 @@ from pykvm.regs import CpuMode
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from pykvm.boot.linux import SetupHeader
     from pykvm.boot.multiboot import Header
     from pykvm.boot.source import Source
 
@@ -69,8 +70,9 @@ class Symbol(NamedTuple):
 class Image(NamedTuple):
     """A guest ready to be put into memory.
 
-    `kind` is "flat", "elf32", "elf64", "multiboot" or "bootsector". A boot sector's image has no
-    segments: it is a disk, and the firmware loads it. `multiboot` is the header of that format.
+    `kind` is "flat", "elf32", "elf64", "multiboot", "linux" or "bootsector". A boot sector's image has no
+    segments: it is a disk, and the firmware loads it. `multiboot` and `linux` are the headers of those
+    formats.
     """
 
     kind: str
@@ -80,6 +82,7 @@ class Image(NamedTuple):
     name: str = "image"
     symbols: tuple[Symbol, ...] = ()
     multiboot: Header | None = None
+    linux: SetupHeader | None = None
 
     @property
     def end(self) -> int:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pykvm import layout
-from pykvm.boot import elf, flat, multiboot
+from pykvm.boot import elf, flat, linux, multiboot
 from pykvm.boot.image import Image
 from pykvm.boot.source import opened
-from pykvm.errors import ConfigError, ImageError
+from pykvm.errors import ConfigError
 from pykvm.regs import CpuMode
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 __all__ = ["load", "symbols"]
 
 _SECTOR_BYTES = 512
-_LINUX_MAGIC_AT = 0x202
 _MODES = ", ".join(mode.value for mode in CpuMode)
 _OTHERS = (
     (b"\x1f\x8b\x08", "it is compressed with gzip; unpack it first (gunzip)"),
@@ -52,7 +51,8 @@ def load(
     with opened(source, name) as image:
         head = image.head(4)
         _check_options(image, mode, address, entry)
-        _refuse_linux(image)
+        if linux_header := linux.read_header(image):
+            return linux.load_bzimage(image, linux_header, limit_bytes=limit_bytes)
         if head == elf.MAGIC:
             if address is not None:
                 raise ConfigError(f"{image.name}: it is ELF and has its addresses; give none by option")
@@ -122,8 +122,3 @@ def _guess(head: bytes) -> str:
         "it is neither ELF nor multiboot, and no disk with a boot sector; if it is plain machine code, say "
         f"the CPU mode by option or as NAME.MODE.bin ({_MODES})"
     )
-
-
-def _refuse_linux(source: Source) -> None:
-    if source.head(_LINUX_MAGIC_AT + 4)[_LINUX_MAGIC_AT:] == b"HdrS":
-        raise ImageError(f"{source.name}: a Linux kernel (bzImage), which pykvm does not boot yet")

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pykvm import layout
-from pykvm.boot import multiboot
+from pykvm.boot import linux, multiboot
 from pykvm.boot.image import Image, check_fits
+from pykvm.errors import ConfigError
 from pykvm.regs import CpuMode, CpuState, boot_structures, initial_state
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Placement", "place"]
 
+_CMDLINE_OFFSET = 0xC000
 _RAM = 1  # the type of usable memory in a multiboot memory map
 _NO_STATE = CpuState({}, {}, {}, {})
 
@@ -50,23 +52,32 @@ def memory_map(memory: GuestMemory) -> list[tuple[int, int, int]]:
 
 
 def place(
-    image: Image, memory: GuestMemory, *, cmdline: str, modules: Sequence[tuple[bytes, str]]
+    image: Image,
+    memory: GuestMemory,
+    *,
+    cmdline: str,
+    modules: Sequence[tuple[bytes, str]] = (),
+    initrd: bytes = b"",
 ) -> Placement:
-    """Write `image` into `memory` and return the first vCPU's state.
+    """Write `image` into `memory` and return the first vCPU's state; `initrd` is Linux's.
 
     Raises ImageError if the image does not fit, ConfigError if what surrounds it does not.
     """
     boot = boot_area(memory.size_bytes)
     pieces = boot_structures(image.mode, boot, memory.size_bytes)
     reserved = [range(gpa, gpa + len(data)) for gpa, data in pieces.items()]
-    if image.kind == "multiboot":
+    if image.kind in ("multiboot", "linux"):
         reserved.append(range(boot + multiboot.INFO_OFFSET, boot + layout.BOOT_SIZE_BYTES))
     check_fits(image, memory.ram(), reserved)
     for gpa, data in pieces.items():
         memory.write(gpa, data)
     for segment in image.segments:
         memory.write(segment.gpa, segment.data)
-    regs = _multiboot(image, memory, boot, cmdline, modules) if image.kind == "multiboot" else {}
+    regs = {}
+    if image.kind == "multiboot":
+        regs = _multiboot(image, memory, boot, cmdline, modules)
+    elif image.linux:
+        regs = _linux(image, image.linux, memory, boot, cmdline, initrd)
     stack = min(layout.BOOT_SECTOR, memory.size_bytes) if image.mode is CpuMode.REAL16 else boot
     return Placement(initial_state(image.mode, image.entry, boot=boot, stack=stack, regs=regs))
 
@@ -83,3 +94,27 @@ def _multiboot(
     info = multiboot.build_info(image, at=at, memory_map=memory_map(memory), cmdline=cmdline, modules=told)
     memory.write(at, info)
     return {"rax": multiboot.BOOT_MAGIC, "rbx": at}
+
+
+def _linux(
+    image: Image, header: linux.SetupHeader, memory: GuestMemory, boot: int, cmdline: str, initrd: bytes
+) -> dict[str, int]:
+    """Write boot_params, command line and initrd; RSI as the 64-bit boot protocol wants it."""
+    line = cmdline.encode() + b"\0"
+    room = min(header.cmdline_bytes + 1, layout.BOOT_SIZE_BYTES - _CMDLINE_OFFSET)
+    if len(line) > room:
+        raise ConfigError(
+            f"a command line of {len(line) - 1} bytes: this kernel takes {room - 1}; shorten it"
+        )
+    at = linux.place_initrd(header, len(initrd), image.end, memory.ram()) if initrd else 0
+    params = linux.boot_params(
+        header,
+        cmdline_gpa=boot + _CMDLINE_OFFSET,
+        initrd=(at, len(initrd)),
+        memory_map=memory_map(memory),
+    )
+    memory.write(boot + _CMDLINE_OFFSET, line)
+    memory.write(boot + multiboot.INFO_OFFSET, params)
+    if initrd:
+        memory.write(at, initrd)
+    return {"rsi": boot + multiboot.INFO_OFFSET}

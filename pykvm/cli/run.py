@@ -65,7 +65,18 @@ _OPTIONS = [
     ),
     click.option("--entry", type=_Number(), help="Where to start, if not where the image says."),
     click.option(
-        "--append", "cmdline", default="", metavar="TEXT", help="Command line for a multiboot kernel."
+        "--append",
+        "cmdline",
+        default="",
+        metavar="TEXT",
+        help="Command line for Linux or a multiboot kernel.",
+    ),
+    click.option(
+        "--initrd",
+        "initrds",
+        multiple=True,
+        metavar="FILE",
+        help="Initial RAM disk for Linux; repeat for more.",
     ),
     click.option(
         "--module",

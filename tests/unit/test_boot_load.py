@@ -65,14 +65,6 @@ def test_sector_without_its_mark() -> None:
             load(data)
 
 
-def test_linux_kernel() -> None:
-    """A bzImage is recognised, although it also looks like a boot sector, and refused."""
-    kernel = bytearray(SECTOR + bytes(1024))
-    kernel[0x202:0x206] = b"HdrS"
-    with pytest.raises(ImageError, match="Linux kernel"):
-        load(bytes(kernel), mode=CpuMode.REAL16)
-
-
 @pytest.mark.parametrize(
     ("data", "says"),
     [
