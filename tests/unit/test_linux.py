@@ -6,7 +6,7 @@ import bz2
 import gzip
 import lzma
 import struct
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import lz4.block
 import pytest
@@ -21,6 +21,10 @@ from pykvm.boot.source import opened
 from pykvm.errors import ConfigError, ImageError, PykvmError
 from pykvm.regs import CpuMode
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
 CODE = b"\xf4" * 64
 
 
@@ -29,7 +33,7 @@ def _lz4(data: bytes) -> bytes:
     return b"\x02\x21\x4c\x18" + struct.pack("<I", len(block)) + block
 
 
-PACKERS = {
+PACKERS: dict[str, Callable[[bytes], bytes]] = {
     "gzip": gzip.compress,
     "xz": lzma.compress,
     "lzma": lambda data: lzma.compress(data, format=lzma.FORMAT_ALONE),
