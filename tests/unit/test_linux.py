@@ -29,7 +29,7 @@ CODE = b"\xf4" * 64
 
 
 def _lz4(data: bytes) -> bytes:
-    block = lz4.block.compress(data, store_size=False)
+    block: bytes = lz4.block.compress(data, store_size=False)
     return b"\x02\x21\x4c\x18" + struct.pack("<I", len(block)) + block
 
 
