@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from pykvm.lab.amd import AmdBackend, kernel_arguments, qemu_command
 from pykvm.lab.backend import Options, Tool
 from pykvm.lab.initramfs import build_initramfs, compile_init
 from pykvm.lab.kernel import Kernel
-from pykvm.lab.store import Store
+from pykvm.lab.store import DamageError, Store
 from pykvm.lab.tools import check_tools, find_program, missing_tools, packages_of
 
 if TYPE_CHECKING:
@@ -25,6 +26,12 @@ KERNEL = Kernel("6.1", Path("/k/vmlinuz"), Path("/k/vmlinux"), Path("/k/modules"
 
 def silent(text: str) -> None:
     """A progress that nobody watches."""
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A cache in which the init is compiled once."""
+    return Store(tmp_path_factory.mktemp("cache"))
 
 
 def value_of(command: Sequence[str], option: str) -> str:
@@ -79,9 +86,11 @@ def kernel(tmp_path: Path) -> Kernel:
     return Kernel("6.1", tmp_path / "vmlinuz", None, modules, "6.1_1")
 
 
-def test_the_initramfs_has_the_init_its_modules_and_their_order(tmp_path: Path, kernel: Kernel) -> None:
+def test_the_initramfs_has_the_init_its_modules_and_their_order(
+    tmp_path: Path, cache: Store, kernel: Kernel
+) -> None:
     """lab.conf names the modules in loading order before the rest; a second one comes from the cache."""
-    store = Store(tmp_path / "cache")
+    store = cache
     path = build_initramfs(kernel, ["kvm_amd"], ["name lab"], store=store, room=tmp_path, progress=silent)
     archive = read_archive(path.read_bytes())
     assert set(archive) == {
@@ -99,21 +108,22 @@ def test_the_initramfs_has_the_init_its_modules_and_their_order(tmp_path: Path, 
     assert other != path
 
 
-def test_the_initramfs_of_a_given_kernel_is_not_kept(tmp_path: Path, kernel: Kernel) -> None:
+def test_the_initramfs_of_a_given_kernel_is_not_kept(tmp_path: Path, cache: Store, kernel: Kernel) -> None:
     """Its file could change under the same name: it is made in the room."""
     given = Kernel("6.1", kernel.image, None, kernel.modules, "")
     room = tmp_path / "room"
     room.mkdir()
-    path = build_initramfs(given, ["kvm"], [], store=Store(tmp_path / "cache"), room=room, progress=silent)
+    path = build_initramfs(given, ["kvm"], [], store=cache, room=room, progress=silent)
     assert path.parent == room
 
 
-def test_a_kernel_without_what_the_lab_needs_is_told(tmp_path: Path, kernel: Kernel) -> None:
+def test_a_kernel_without_what_the_lab_needs_is_told(tmp_path: Path, cache: Store, kernel: Kernel) -> None:
     """The first module that is missing is named, and nothing half-made stays."""
-    store = Store(tmp_path / "cache")
+    other = replace(kernel, key="another")
     with pytest.raises(LabError, match="this kernel has no module 9p"):
-        build_initramfs(kernel, ["9p"], [], store=store, room=tmp_path, progress=silent)
-    assert list(store.entries("initramfs")) == []
+        build_initramfs(other, ["9p"], [], store=cache, room=tmp_path, progress=silent)
+    assert not [entry for entry in cache.entries("initramfs") if isinstance(entry, DamageError)]
+    assert not list((cache.root / "initramfs").glob(".new-*"))
 
 
 def test_a_compiler_that_can_not_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

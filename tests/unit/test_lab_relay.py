@@ -260,9 +260,9 @@ def test_what_the_command_left_running_is_ended(peer: Peer) -> None:
 
 def test_a_terminal_is_one_with_the_size_and_the_keys_of_a_terminal(peer: Peer) -> None:
     """tty says so, stty knows the size and its change, Ctrl-C interrupts, Ctrl-D ends the input."""
-    script = "test -t 0 && stty size; trap 'stty size; echo int' INT; read line; cat; echo end"
+    script = "trap 'stty size; echo int' INT; test -t 0 && stty size; echo ready; read line; cat; echo end"
     peer.job("sh", "-c", script, tty=b"30x90")
-    peer.until_output(b"30 90")
+    peer.until_output(b"30 90\r\nready")
     peer.send(Kind.SIZE, struct.pack("<HH", 40, 120))
     peer.send(Kind.DATA, b"\x03")
     peer.until_output(b"40 120")
