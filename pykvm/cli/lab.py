@@ -138,17 +138,22 @@ def command(
             raise click.UsageError(f"{ctx.invoked_subcommand} takes no command after --", ctx)
         return None
     from pykvm.lab import run, shell
-    from pykvm.memory import parse_size
 
     with_terminal = _both_terminals() and not argv if terminal is None else terminal
     if with_terminal and not _both_terminals():
         raise click.UsageError("--tty: standard input and output are not a terminal", ctx)
-    mem_mib = parse_size(mem) >> 20 if mem else None
+    mem_mib = _mebibytes(mem) if mem else None
     if with_terminal and not argv and not options["quiet"]:
         _reporter(quiet=False).notice(
             f"a shell in the {cpu} lab; what it changes is gone at its end: {_WAYS_OUT}"
         )
     return run(argv or shell(), cpu=cpu, mem_mib=mem_mib, terminal=with_terminal, **options)
+
+
+def _mebibytes(size: str) -> int:
+    from pykvm.memory import parse_size
+
+    return parse_size(size) >> 20
 
 
 def _both_terminals() -> bool:
