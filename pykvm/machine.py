@@ -363,6 +363,11 @@ class Machine:
             handlers=self.handlers,
         )
 
+    @property
+    def is_over(self) -> bool:
+        """Whether it is known how the run ends."""
+        return self._ending.is_over
+
     def stop(self, reason: EndReason = EndReason.INTERRUPTED, detail: str = "") -> None:
         """End the run from any thread."""
         self._ending.finish(reason, detail=detail)
