@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import base64
-import os
 import signal
-import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,12 +13,12 @@ from pykvm.boot.linux import read_initrds
 from pykvm.errors import ImageError
 from pykvm.guests import find_named
 from pykvm.machine import Machine
+from pykvm.output import Stdout
 from pykvm.result import EndReason, RunResult
 from pykvm.terminal import Terminal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from types import FrameType
 
 __all__ = ["result_as_json", "run_image"]
 
@@ -38,35 +37,55 @@ def run_image(image: str, options: Mapping[str, Any], *, show: bool) -> RunResul
     modules = [_module(text) for text in options.get("modules") or ()]
     loading: dict[str, Any] = {name: options[name] for name in _LOAD if options.get(name) is not None}
     initrd = read_initrds([Path(name) for name in options.get("initrds") or ()])
-    with Machine(**wants, console=_write_stdout if show else None) as machine:
+    watch = _Watch(options.get("timeout"))
+    output = Stdout(watch.is_given_up)
+    with Machine(**wants, console=output.write if show else None) as machine:
         machine.load(image, modules=modules, initrd=initrd, **loading)
-        return _run(machine, options.get("timeout"), show=show)
+        watch.start(machine)
+        return _run(machine, watch, show=show)
 
 
-def _run(machine: Machine, timeout: float | None, *, show: bool) -> RunResult:
+class _Watch:
+    """Whether the run is to end although nobody takes its output: by the user's wish or by the clock."""
+
+    def __init__(self, timeout: float | None) -> None:
+        self.timeout = timeout
+        self._deadline = float("inf")
+        self._machine: Machine | None = None
+        self._is_given_up = False
+
+    def start(self, machine: Machine) -> None:
+        """The run begins now."""
+        self._machine = machine
+        if self.timeout is not None:
+            self._deadline = time.monotonic() + self.timeout
+
+    def leave(self, *_: object) -> None:
+        """End the run; from any thread, and as a signal's handler."""
+        self._is_given_up = True
+        if self._machine:
+            self._machine.stop(EndReason.INTERRUPTED)
+
+    def is_given_up(self) -> bool:
+        """Whether output that nobody takes is to be dropped. A run that is over waits for its reader."""
+        if self._machine and not self._machine.is_over and time.monotonic() >= self._deadline:
+            self._machine.stop(EndReason.TIMEOUT, f"the guest ran for {self.timeout:g} s")
+            self._is_given_up = True
+        return self._is_given_up
+
+
+def _run(machine: Machine, watch: _Watch, *, show: bool) -> RunResult:
     """Run with signals and terminal in order: SIGINT and SIGTERM end the run, at any moment."""
-
-    def leave(_number: int, _frame: FrameType | None) -> None:
-        machine.stop(EndReason.INTERRUPTED)
-
-    before = {number: signal.signal(number, leave) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, watch.leave) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         if not show:
-            return machine.run(timeout=timeout)
+            return machine.run(timeout=watch.timeout)
         serial = machine.serial
-        with Terminal(send=machine.send, leave=machine.stop, listens=lambda: serial.is_listening):
-            return machine.run(timeout=timeout)
+        with Terminal(send=machine.send, leave=watch.leave, listens=lambda: serial.is_listening):
+            return machine.run(timeout=watch.timeout)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _write_stdout(data: bytes) -> None:
-    """All of `data`, at once, and past Python's buffers: the guest's bytes are nobody's text."""
-    sys.stdout.flush()
-    fd = sys.stdout.fileno()
-    while data:
-        data = data[os.write(fd, data) :]
 
 
 def _module(text: str) -> tuple[bytes, str]:
