@@ -101,7 +101,10 @@ def result_as_json(result: RunResult) -> dict[str, Any]:
     """The result as plain JSON values; the console also as base64, since a guest may print any bytes."""
     found = asdict(result)
     for name in ("trace", "last_exits"):
-        found[name] = [asdict(record) | {"data": record.data.hex()} for record in getattr(result, name)]
+        found[name] = [
+            asdict(record) | {"data": record.data.hex(), "text": record.text.decode(errors="replace")}
+            for record in getattr(result, name)
+        ]
     for cpu in found["cpus"]:
         cpu["code"] = cpu["code"].hex()
     found["reason"] = str(result.reason)
