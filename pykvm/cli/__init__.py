@@ -62,7 +62,8 @@ def _run(arguments: Sequence[str] | None) -> int:
 def _failed(what: str, status: int) -> int:
     """One line on stderr, if it can be written; the status."""
     with suppress(OSError):
-        print(f"pykvm: {' '.join(what.splitlines())}", file=sys.stderr, flush=True)
+        if sys.stderr:
+            print(f"pykvm: {' '.join(what.splitlines())}", file=sys.stderr, flush=True)
     return status
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -160,15 +159,12 @@ def _print_end(result: RunResult) -> None:
     """One line of what it cost; at an abnormal end also the report."""
     from pykvm.report import render
 
-    sys.stdout.flush()
     if result.reason.is_abnormal:
-        print(f"pykvm: {result}", file=sys.stderr)
+        click.echo(f"pykvm: {result}", err=True)
         if report := render(result):
-            print(report, file=sys.stderr)
+            click.echo(report, err=True)
     exits = ", ".join(f"{count} {name}" for name, count in result.exits.items()) or "none"
-    print(
-        f"pykvm: {_word(result)} after {result.stats.wall_ns / 1e6:.1f} ms; exits: {exits}", file=sys.stderr
-    )
+    click.echo(f"pykvm: {_word(result)} after {result.stats.wall_ns / 1e6:.1f} ms; exits: {exits}", err=True)
 
 
 def _word(result: RunResult) -> str:
