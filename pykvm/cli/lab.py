@@ -90,9 +90,13 @@ def _kernel_options(function: Callable[..., Any]) -> Callable[..., Any]:
     "--cpu", type=click.Choice(_CPUS), default="amd", show_default=True, help="SVM in QEMU, or VMX in Bochs."
 )
 @click.option(
-    "-m", "--mem", "--memory", metavar="SIZE", help="RAM, as in 2G.  [default: 3G amd, 1536M intel]"
+    "-m",
+    "--mem",
+    "--memory",
+    metavar="SIZE",
+    help="RAM, as in 2G.  [default: 3G (amd; at most half of what is here), 1536M (intel)]",
 )
-@click.option("-c", "--smp", type=int, metavar="N", help="Number of CPUs.  [default: 2 amd, 1 intel]")
+@click.option("-c", "--smp", type=int, metavar="N", help="Number of CPUs.  [default: 2 (amd), 1 (intel)]")
 @click.option(
     "-t",
     "--timeout",

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["AmdBackend", "kernel_arguments", "qemu_command"]
 
 _MODULES = ("virtio_pci", "9pnet_virtio", "9p", "overlay", "virtio_console", "kvm", "kvm_amd")
+_USUAL_MIB, _LEAST_MIB = 3072, 512
 _CONFIG = (
     # the first virtio device of the bus is virtio0: its first port is this one
     "channel /dev/vport0p1 /dev/vport0p1",
@@ -57,13 +58,15 @@ class AmdBackend:
         SETPRIV,
     )
     flavour = "amd64"
-    default_mem_mib = 3072
     default_smp = 2
     boot_limit_s = 120.0
     grace_s = 5.0
 
     def __init__(self, store: Store | None = None) -> None:
         self._store = store or Store()
+        self._prepared: dict[Options, tuple[Kernel, Path]] = {}
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        self.default_mem_mib = max(min(_USUAL_MIB, (memory >> 20) // 2), _LEAST_MIB)
 
     def check(self, options: Options) -> None:
         """Everything that `Options` can say is possible here; `tree` is not needed and has no effect."""
@@ -71,14 +74,13 @@ class AmdBackend:
     def prepare(self, options: Options, progress: Progress) -> None:
         """Fetch the kernel, compile the init, build the initramfs."""
         kernel = kernel_for(options, self.flavour, self._store, progress)
-        if kernel.key:
-            self._initramfs(kernel, options, Path(), progress)
+        if kernel.key:  # what was named by option may change until the start
+            self._prepared[options] = kernel, self._initramfs(kernel, options, Path(), progress)
 
     def start(self, options: Options, job: Job, room: Path, progress: Progress) -> Running:
         """Start QEMU; the job itself goes to the init over the channel."""
         del job
-        kernel = _unpacked(kernel_for(options, self.flavour, self._store, progress), room)
-        initramfs = self._initramfs(kernel, options, room, progress)
+        kernel, initramfs = self._prepared.get(options) or self._given(options, room, progress)
         with ExitStack() as stack:
             channel, their_channel = _pair(stack)
             console, their_console = _pair(stack)
@@ -98,6 +100,10 @@ class AmdBackend:
 
     def collect(self, options: Options, job: Job, room: Path) -> None:
         """The share is the host's own directory: everything is there already."""
+
+    def _given(self, options: Options, room: Path, progress: Progress) -> tuple[Kernel, Path]:
+        kernel = _unpacked(kernel_for(options, self.flavour, self._store, progress), room)
+        return kernel, self._initramfs(kernel, options, room, progress)
 
     def _initramfs(self, kernel: Kernel, options: Options, room: Path, progress: Progress) -> Path:
         wanted = (*_MODULES, *options.load)
