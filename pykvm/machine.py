@@ -34,6 +34,10 @@ from pykvm.vm import GsiLine, Vm
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pykvm.trace.event import Sink, Source, TraceEvent
+    from pykvm.trace.iterate import TraceIterator
+    from pykvm.trace.recorder import Recorder
+    from pykvm.trace.select import Selection
     from pykvm.vcpu import Vcpu
 
 __all__ = ["Machine", "MachineSpec"]
@@ -48,6 +52,7 @@ class MachineSpec:
 
     `memory_bytes` of RAM; `irqchip` None means: where it is needed (several vCPUs, the testdev board).
     `unclaimed` is "stop" or "float". `trace` keeps a record of every exit, with cr3 and cpl.
+    `drop_records`: where records come faster than they are read, lose some and count them, not the time.
     """
 
     memory_bytes: int = 64 << 20
@@ -56,6 +61,7 @@ class MachineSpec:
     irqchip: bool | None = None
     unclaimed: str = "stop"
     trace: bool = False
+    drop_records: bool = False
     vendor: str | None = None
 
     @property
@@ -98,6 +104,7 @@ class Machine:
         self.unclaimed = 0
         self.marks: list[tuple[int, int]] = []
         self.image: Image | None = None
+        self.source: Path | bytes = b""
         self._placement = Placement()
         self._rings: list[TraceRing] = []
         self._raw: list[list[bytes]] = []
@@ -107,6 +114,8 @@ class Machine:
         self.disk: FirmwareDisk | None = None
         self._supervisor: Supervisor | None = None
         self._listens = console is not None
+        self._recorder: Recorder | None = None
+        self._iterator: TraceIterator | None = None
         self.kvm = Kvm()
         try:
             self.memory = GuestMemory(self.spec.memory_bytes)
@@ -120,7 +129,8 @@ class Machine:
     @classmethod
     def from_spec(cls, spec: MachineSpec, **more: Any) -> Self:
         """A machine from a MachineSpec; `more` are console and handlers."""
-        options = {name: getattr(spec, name) for name in ("board", "irqchip", "unclaimed", "trace", "vendor")}
+        names = ("board", "irqchip", "unclaimed", "trace", "drop_records", "vendor")
+        options = {name: getattr(spec, name) for name in names}
         return cls(spec.memory_bytes, spec.vcpus, **options, **more)
 
     def __enter__(self) -> Self:
@@ -133,6 +143,10 @@ class Machine:
         """Take the machine apart: vCPUs, VM, memory, fds. Nothing of it stays."""
         if self.kvm.fd < 0:
             return
+        if self._iterator:
+            self._iterator.close()
+        if self._recorder:
+            self._recorder.abandon()
         if self._supervisor:
             self._supervisor.stop()
         for vcpu in self.vcpus:
@@ -176,6 +190,7 @@ class Machine:
             named = find_named(source) is not None
             source, mode = self._by_name(source, mode)
             snapshot |= named  # the guests that travel with pykvm stay as they are
+        self.source = source
         is_testdev = self.spec.board == "testdev"
         self.image = load(
             source,
@@ -306,7 +321,12 @@ class Machine:
         vcpu.share(self._shared)
         vcpu.sync_registers(special=spec.trace)
         capacity = _TRACE_RECORDS if spec.trace else _FLIGHT_RECORDS
-        ring = TraceRing(ffi.addressof(vcpu.loop, "trace"), capacity, keep_newest=not spec.trace)
+        ring = TraceRing(
+            ffi.addressof(vcpu.loop, "trace"),
+            capacity,
+            keep_newest=not spec.trace,
+            drop=spec.drop_records,
+        )
         self._rings.append(ring)
         self._raw.append([])
         if number == 0:
@@ -320,6 +340,41 @@ class Machine:
             if slot.gpa <= gpa < slot.end:
                 vm.delete_memory_slot(number)
                 vm.set_memory_slot(number, slot)
+
+    # ---- tracing
+
+    def add_sink(
+        self, sink: Sink | Callable[[TraceEvent], object], selection: Selection | None = None
+    ) -> None:
+        """Send the run's events to `sink`, or call it with each if it is a function; before run().
+
+        Events come in order of time, from a thread of the tracer's. A sink that raises is switched off and
+        named in RunResult.warnings. Without a sink none of this is imported, and nothing costs.
+        """
+        self._recording().add_sink(sink, selection)
+
+    def add_source(self, source: Source) -> None:
+        """Take events for the sinks from another producer too; see pykvm.trace.event."""
+        self._recording().add_source(source)
+
+    def trace(self, *, timeout: float | None = None, selection: Selection | None = None) -> TraceIterator:
+        """Run the guest and iterate over its events as they come; the iterator has the `result` afterwards.
+
+        A loop that is left early ends the run at the end of the machine's `with` block, or by the
+        iterator's close(). Raises what run() raises.
+        """
+        from pykvm.trace.iterate import TraceIterator  # noqa: PLC0415 - who does not trace does not pay
+
+        self._iterator = TraceIterator(self, timeout, selection)
+        return self._iterator
+
+    def _recording(self) -> Recorder:
+        from pykvm.trace.recorder import Recorder  # noqa: PLC0415 - as above
+
+        if self._supervisor:
+            raise ConfigError("this machine has run; add sinks and sources before run()")
+        self._recorder = self._recorder or Recorder()
+        return self._recorder
 
     # ---- running
 
@@ -340,9 +395,20 @@ class Machine:
             listens=self._listens,
             timeout=timeout,
         )
+        if not self._recorder:
+            return self._run(self._supervisor, registers=registers)
+        with self._recorder as recorder:
+            for number, vcpu in enumerate(self.vcpus):
+                self._rings[number].close()
+                self._rings[number] = recorder.ring(vcpu, drop=self.spec.drop_records)
+            recorder.start(self, self._rings, self._raw)
+            recorder.result = result = self._run(self._supervisor, registers=registers)
+        return replace(result, warnings=recorder.warnings)
+
+    def _run(self, supervisor: Supervisor, *, registers: bool) -> RunResult:
         clock = TscClock()
         start_ns = time.monotonic_ns()
-        self._supervisor.run()
+        supervisor.run()
         for vcpu in self.vcpus:
             lib.exit_loop_settle(vcpu.loop)
         wall_ns = time.monotonic_ns() - start_ns
@@ -383,12 +449,15 @@ class Machine:
     def _drain(self, number: int) -> None:
         """Empty the rings that stopped vCPU `number`; called by its thread."""
         self._console.pump()
+        if self._recorder:
+            self._recorder.drain(number)
+            return
         with self._lock:
             self._raw[number].append(self._rings[number].take())
 
     def _drain_all(self) -> None:
         self._console.pump()
-        if self.spec.trace:
+        if self.spec.trace and not self._recorder:
             with self._lock:
                 for raw, ring in zip(self._raw, self._rings, strict=True):
                     raw.append(ring.take())
@@ -429,6 +498,8 @@ class Machine:
         )
 
     def _records(self, clock: TscClock) -> TraceRecords:
+        if self._recorder:
+            self._recorder.finish()
         for raw, ring in zip(self._raw, self._rings, strict=True):
             raw.append(ring.take())
         return TraceRecords.merged((b"".join(raw) for raw in self._raw), clock)
@@ -447,6 +518,8 @@ class Machine:
             wall_ns=wall_ns,
             guest_ns=clock.duration_ns(sum(loop.guest_ticks for loop in loops)),
             own_ns=clock.duration_ns(sum(loop.own_ticks for loop in loops)),
+            answer_ns=clock.duration_ns(sum(loop.answer_ticks for loop in loops)),
+            wait_ns=clock.duration_ns(sum(loop.wait_ticks for loop in loops)),
             entries=sum(loop.entries for loop in loops),
             exits=sum(loop.exits for loop in loops),
             fast_exits=sum(loop.fast_exits for loop in loops),

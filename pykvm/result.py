@@ -114,7 +114,11 @@ class CpuSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class RunStats:
-    """What the run cost. Times in ns; `own_ns` is the exit loop's own time, not Python's."""
+    """What the run cost. Times in ns, summed over all vCPUs but for `wall_ns`.
+
+    `guest_ns` is the time inside KVM_RUN, `own_ns` the exit loop's own, `answer_ns` that from exits to the
+    guest going on (the exit loop's, Python's and `wait_ns`, in which a vCPU waited for the trace's reader).
+    """
 
     wall_ns: int
     guest_ns: int
@@ -124,6 +128,8 @@ class RunStats:
     fast_exits: int
     unclaimed: int
     dropped_records: int
+    answer_ns: int = 0
+    wait_ns: int = 0
 
     @property
     def own_ns_per_exit(self) -> float:
@@ -136,7 +142,8 @@ class RunResult:
     """Everything a run left behind. A plain value: it can be pickled, compared, printed.
 
     `exits` counts the returns of KVM_RUN by reason ("IO", "MMIO", "HLT" …). `last_exits` holds the
-    newest records of each vCPU in order of time, `trace` all of them where the machine traced.
+    newest records of each vCPU in order of time, `trace` all of them where the machine traced. `warnings`
+    tells in one line each what did not end the run but went wrong beside it (a sink that failed).
     """
 
     reason: EndReason
@@ -150,6 +157,7 @@ class RunResult:
     trace: Sequence[TraceRecord] = ()
     cpus: tuple[CpuSnapshot, ...] = ()
     kvm: str = ""
+    warnings: tuple[str, ...] = ()
 
     @property
     def text(self) -> str:

@@ -1,0 +1,254 @@
+"""The first producer: each vCPU's exits, from the records of the C loop to events.
+
+One record becomes one event: kind "hypercall" for a call of the paravirtual ABI and for VMCALL, "mark" for a
+byte at the POST port, "step" for a sampled instruction, "exit" for everything else.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from struct import Struct
+from threading import Condition
+from typing import TYPE_CHECKING, Any
+
+from pykvm import layout
+from pykvm._native import lib
+from pykvm.exits import reason_name
+from pykvm.hypercall import CALLS
+from pykvm.trace.clock import FRACTION
+from pykvm.trace.event import TraceEvent
+from pykvm.trace.record import RECORD_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from pykvm.bus import Bus
+    from pykvm.trace.clock import Line, RunningClock
+    from pykvm.trace.record import TraceRing
+
+__all__ = ["RECORD", "ExitNames", "ExitSource"]
+
+RECORD = Struct("<QQQQ8sIIHBBBBxBQ144xQ24x80x")
+"""struct trace_record of vcpu_run.h, as far as every event needs it; a test compares the offsets."""
+_CALL = Struct("<4QqI4x32s")
+_CALL_AT = 240
+_EXIT_TSC = Struct("<Q")
+_EXIT_TSC_AT = 8
+
+_IO, _MMIO, _HYPERCALL = lib.KVM_EXIT_IO, lib.KVM_EXIT_MMIO, lib.KVM_EXIT_HYPERCALL
+_MSRS = (lib.KVM_EXIT_X86_RDMSR, lib.KVM_EXIT_X86_WRMSR)
+_WHAT = {  # what record.address means
+    lib.KVM_EXIT_DEBUG: "pc",
+    lib.KVM_EXIT_INTERNAL_ERROR: "suberror",
+    lib.KVM_EXIT_FAIL_ENTRY: "hardware_reason",
+    lib.KVM_EXIT_SYSTEM_EVENT: "type",
+}
+_VERBS = {
+    lib.VERB_DISCARD: "discard",
+    lib.VERB_APPEND: "append",
+    lib.VERB_DOORBELL: "doorbell",
+}
+_DATA_BYTES = 8
+_WRITE, _REGS, _SREGS, _DONE = lib.RECORD_WRITE, lib.RECORD_REGS, lib.RECORD_SREGS, lib.RECORD_DONE
+_CALLED, _RESULT = lib.RECORD_CALL, lib.RECORD_RESULT
+_SHAPES_MAX = 4096  # the guest chooses addresses: what is remembered about them is bounded
+_PLACES_MAX = 1 << 16
+_BACKLOG = 4
+_MARGIN_NS = 50_000  # between the TSC being read in C and being seen here
+_LONGEST_WAIT_S = 0.05
+
+_FLAGS_AT, _TEXT_BYTES_AT = 51, 55
+
+_Args = tuple[tuple[str, int | str], ...]
+_Shape = tuple[str, str, str, _Args, int]  # via, kind, name, args, bytes of data
+_new = tuple.__new__  # a NamedTuple's own constructor takes three times as long
+
+
+class ExitNames:
+    """What exits are called: devices from the machine's buses, places from the image's symbols."""
+
+    def __init__(self, ports: Bus, mmio: Bus, place: Callable[[int], str] = hex) -> None:
+        """`place` makes a text of a linear address, such as "main+0x10"."""
+        self._buses = {_IO: ports, _MMIO: mmio}
+        self._place = place
+        self._shapes: dict[tuple[int, ...], _Shape] = {}
+        self._places: dict[int, str] = {}
+
+    def shape(self, key: tuple[int, int, int, int, int, int]) -> _Shape:
+        """Via, kind, name, arguments and bytes of data for (reason, address, size, count, is_write, verb)."""
+        shape = self._shapes.get(key)
+        if shape is None:
+            if len(self._shapes) >= _SHAPES_MAX:
+                self._shapes.clear()
+            shape = self._shapes[key] = self._make(*key)
+        return shape
+
+    def place(self, rip: int) -> str:
+        """The text of a linear address."""
+        text = self._places.get(rip)
+        if text is None:
+            if len(self._places) >= _PLACES_MAX:
+                self._places.clear()
+            text = self._places[rip] = self._place(rip)
+        return text
+
+    def _make(self, reason: int, address: int, size: int, count: int, is_write: int, verb: int) -> _Shape:
+        name = reason_name(reason)
+        if verb == lib.VERB_STEP:
+            return name, "step", name, (), 0
+        if reason in self._buses:
+            return self._access(reason, address, size, count, is_write, verb)
+        if reason == _HYPERCALL:
+            return name, "hypercall", "vmcall", (("number", address),), _DATA_BYTES
+        if reason in _MSRS:
+            return name, "exit", name, (("msr", address),), _DATA_BYTES
+        if reason in _WHAT:
+            return name, "exit", name, ((_WHAT[reason], address),), 0
+        return name, "exit", name, (), 0
+
+    def _access(self, reason: int, address: int, size: int, count: int, is_write: int, verb: int) -> _Shape:
+        found = self._buses[reason].find(address)
+        where, ways = ("port", ("in", "out")) if reason == _IO else ("gpa", ("read", "write"))
+        args: list[tuple[str, int | str]] = [("way", ways[is_write]), (where, address)]
+        if found:
+            args += [("device", type(found[0]).__name__), ("offset", found[1])]
+        args.append(("size", size))
+        if count > 1:
+            args.append(("count", count))
+        if verb in _VERBS:
+            args.append(("verb", _VERBS[verb]))
+        is_mark = reason == _IO and is_write and address in layout.POST
+        length = min(size * max(count, 1), _DATA_BYTES)
+        name = reason_name(reason)
+        return name, "mark" if is_mark else "exit", name, tuple(args), length
+
+
+class ExitSource:
+    """One vCPU's exits as a Source. collect() is called by any thread, take() by the tracer's.
+
+    Nothing is lost: a vCPU whose ring is full, and whose records have not been taken for four rings, waits in
+    collect() for the tracer.
+    """
+
+    def __init__(
+        self,
+        loop: Any,
+        ring: TraceRing,
+        *,
+        clock: RunningClock,
+        names: ExitNames,
+        keep: Callable[[bytes], object] | None = None,
+        describe: Callable[[memoryview], str] | None = None,
+    ) -> None:
+        """`loop` is the vCPU's struct exit_loop; `keep` gets the raw records too, `describe` makes `code`."""
+        self._loop = loop
+        self._ring = ring
+        self._clock = clock
+        self._names = names
+        self._keep = keep
+        self._describe = describe
+        self._waiting: deque[bytes] = deque()
+        self._changed = Condition()
+        self._is_abandoned = False
+
+    def collect(self, *, patient: bool = False) -> None:
+        """Take what the ring holds; with `patient`, wait while too much is waiting already."""
+        with self._changed:
+            self._collect()
+            while patient and len(self._waiting) > _BACKLOG and not self._is_abandoned:
+                self._changed.wait(_LONGEST_WAIT_S)
+
+    def _collect(self) -> None:
+        if raw := self._ring.take():
+            self._waiting.append(raw)
+            if self._keep:
+                self._keep(raw)
+
+    def abandon(self) -> None:
+        """Nobody will take any more: let no vCPU wait."""
+        with self._changed:
+            self._is_abandoned = True
+            self._changed.notify_all()
+
+    def take(self) -> tuple[Sequence[TraceEvent], int]:
+        """See Source. At most what was collected at once, so that memory stays flat."""
+        until = self._until()
+        with self._changed:
+            self._collect()
+            raw = self._waiting.popleft() if self._waiting else b""
+            if self._waiting:
+                until = min(until, _EXIT_TSC.unpack_from(self._waiting[0], _EXIT_TSC_AT)[0])
+            self._changed.notify_all()
+        line = self._clock.tick()
+        events: list[TraceEvent] = []
+        self._decode(raw, line, events.append)
+        return events, line.at(until) - _MARGIN_NS
+
+    def finish(self) -> Sequence[TraceEvent]:
+        """See Source."""
+        return self.take()[0]
+
+    def _until(self) -> int:
+        """The TSC before which no further record's exit can lie."""
+        now: int = lib.tsc_now()
+        loop = self._loop
+        return min(now, loop.exit_tsc) if loop.open or loop.pending else now
+
+    def _decode(self, raw: bytes, line: Line, put: Callable[[TraceEvent], None]) -> None:
+        """The hot loop, about 3 µs a record: what repeats is remembered, what is rare is called."""
+        shape_of, place, older, describe = (
+            self._names.shape,
+            self._names.place,
+            self._clock.ns,
+            self._describe,
+        )
+        base_tsc, base_ns, rate = line
+        view, at = memoryview(raw), 0
+        # fmt: off
+        for (
+            enter, left, resume, address, data, reason, count, vcpu, size, flags, verb, cpl,
+            text_bytes, rip, cr3,
+        ) in RECORD.iter_unpack(raw):
+            # fmt: on
+            via, kind, name, args, length = shape_of((reason, address, size, count, flags & _WRITE, verb))
+            result: int | None = None
+            shown = data[:length]
+            if flags & _CALLED or text_bytes:
+                record = view[at : at + RECORD_BYTES]
+                kind, name, args, result, shown = _call(record, (kind, name, args))
+            since = left - base_tsc
+            event = (
+                base_ns + (since * rate >> FRACTION) if since >= 0 else older(left),
+                kind,
+                "pykvm",
+                name,
+                (resume - left) * rate >> FRACTION if flags & _DONE else None,
+                vcpu,
+                via,
+                args,
+                result,
+                (left - enter) * rate >> FRACTION,
+                cpl if flags & _SREGS else None,
+                rip if flags & _REGS else None,
+                place(rip) if flags & _REGS else "",
+                cr3 if flags & _SREGS else None,
+                shown,
+                "",
+                describe(view[at : at + RECORD_BYTES]) if describe else "",
+                "",
+            )
+            put(_new(TraceEvent, event))
+            at += RECORD_BYTES
+
+
+def _call(record: memoryview, shape: tuple[str, str, _Args]) -> tuple[str, str, _Args, int | None, bytes]:
+    """What a hypercall, or a string longer than 8 bytes, has beyond the others."""
+    *values, result, number, text = _CALL.unpack_from(record, _CALL_AT)
+    flags, text_bytes = record[_FLAGS_AT], record[_TEXT_BYTES_AT]
+    if not flags & _CALLED:
+        return *shape, None, text[:text_bytes]
+    known = CALLS.get(number)
+    names = known.args if known else ("arg0", "arg1", "arg2", "arg3")
+    name = known.name if known else f"call {number:#x}"
+    answer = result if flags & _RESULT and flags & _DONE else None
+    return "hypercall", name, tuple(zip(names, values, strict=False)), answer, text[:text_bytes]

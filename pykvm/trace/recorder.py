@@ -1,0 +1,139 @@
+"""What a machine that is traced has beyond others: bigger rings, a tracer, and the way between them."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Self, cast
+
+from pykvm._native import ffi
+from pykvm.boot import symbols
+from pykvm.boot.image import nearest_symbol
+from pykvm.errors import ImageError
+from pykvm.trace.clock import RunningClock
+from pykvm.trace.event import TraceAbout
+from pykvm.trace.exits import ExitNames, ExitSource
+from pykvm.trace.record import RECORD_BYTES, TraceRing
+from pykvm.trace.tracer import FunctionSink, Tracer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from pykvm.boot.image import Symbol
+    from pykvm.machine import Machine
+    from pykvm.result import RunResult
+    from pykvm.trace.event import Sink, Source, TraceEvent
+    from pykvm.trace.select import Selection
+    from pykvm.vcpu import Vcpu
+
+    _Function = Callable[[TraceEvent], object]
+
+__all__ = ["Recorder"]
+
+_RECORDS = 1 << 14
+_NEWEST = 64 * RECORD_BYTES
+
+
+class Recorder:
+    """Turns a machine's exits, and what other sources tell, into events for its sinks.
+
+    The machine makes one when its first sink is added; without one, none of this is imported.
+    """
+
+    def __init__(self) -> None:
+        self.tracer = Tracer(on_trouble=self._on_trouble)
+        self.on_trouble: Callable[[Exception], object] | None = None
+        self.result: RunResult | None = None
+        self.warnings: tuple[str, ...] = ()
+        self._exits: list[ExitSource] = []
+        self._is_finished = False
+
+    def _on_trouble(self, error: Exception) -> None:
+        if self.on_trouble:
+            self.on_trouble(error)
+
+    def add_sink(self, sink: Sink | _Function, selection: Selection | None) -> None:
+        """Send events to a sink or a function."""
+        whole = cast("Sink", sink) if hasattr(sink, "write") else FunctionSink(sink)
+        self.tracer.add_sink(whole, selection)
+
+    def add_source(self, source: Source) -> None:
+        """Take events from another producer."""
+        self.tracer.add_source(source)
+
+    def ring(self, vcpu: Vcpu, *, drop: bool) -> TraceRing:
+        """A ring that stops the vCPU, or with `drop` drops records, when it is full."""
+        vcpu.sync_registers(special=True)
+        return TraceRing(ffi.addressof(vcpu.loop, "trace"), _RECORDS, keep_newest=False, drop=drop)
+
+    def start(self, machine: Machine, rings: Sequence[TraceRing], keep: Sequence[list[bytes]]) -> None:
+        """The run begins: one source for each vCPU. `keep` gets the raw records of each, if wanted whole."""
+        image = machine.image
+        names = ExitNames(machine.ports, machine.mmio, _places(_symbols(machine.source)))
+        clock = RunningClock()
+        for vcpu, ring, kept in zip(machine.vcpus, rings, keep, strict=True):
+            whole = machine.spec.trace
+            source = ExitSource(
+                vcpu.loop, ring, clock=clock, names=names, keep=kept.append if whole else _newest(kept)
+            )
+            self._exits.append(source)
+            self.tracer.add_source(source)
+        about = TraceAbout(
+            image=image.name if image else "",
+            vcpus=len(machine.vcpus),
+            start_ns=time.monotonic_ns(),
+            start_unix_ns=time.time_ns(),
+            kvm=machine.kvm.module(),
+        )
+        self.tracer.start(about)
+
+    def drain(self, number: int) -> None:
+        """The ring of vCPU `number` is full; called by its thread."""
+        self._exits[number].collect(patient=True)
+
+    def abandon(self) -> None:
+        """Let no vCPU wait for a reader any more."""
+        for source in self._exits:
+            source.abandon()
+
+    def finish(self) -> None:
+        """The guest has stopped: hand on the last events. A second call does nothing."""
+        if not self._is_finished:
+            self._is_finished = True
+            self.tracer.finish()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Close all sinks, with `result` if there is one; what went wrong stands in `warnings`."""
+        self.finish()
+        self.tracer.close(self.result)
+        self.warnings = tuple(self.tracer.troubles)
+
+
+def _newest(kept: list[bytes]) -> Callable[[bytes], None]:
+    """Keeps the newest records only."""
+
+    def keep(raw: bytes) -> None:
+        kept[:] = [(b"".join(kept) + raw)[-_NEWEST:]]
+
+    return keep
+
+
+def _symbols(source: Path | bytes) -> tuple[Symbol, ...]:
+    try:
+        return symbols(source)
+    except ImageError:  # damaged tables: the guest runs without them, and so does its trace
+        return ()
+
+
+def _places(known: Sequence[Symbol]) -> Callable[[int], str]:
+    def place(address: int) -> str:
+        found = nearest_symbol(known, address)
+        if not found:
+            return f"{address:#x}"
+        symbol, offset = found
+        return f"{symbol.name}+{offset:#x}" if offset else symbol.name
+
+    return place

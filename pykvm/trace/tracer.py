@@ -1,0 +1,179 @@
+"""Tracer: takes events from all sources while the guest runs, puts them in order, hands them to all sinks."""
+
+from __future__ import annotations
+
+import threading
+import time
+from bisect import bisect_left
+from functools import partial
+from operator import itemgetter
+from typing import TYPE_CHECKING
+
+from pykvm.trace.select import Selection
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from pykvm.result import RunResult
+    from pykvm.trace.event import Sink, Source, TraceAbout, TraceEvent
+
+__all__ = ["FunctionSink", "Tracer"]
+
+_POLL_S = 0.02
+_WINDOW_NS = 200_000_000
+_HELD_MAX = 1 << 17
+_NEVER = 1 << 63
+_BY_TIME = itemgetter(0)
+
+
+class FunctionSink:
+    """A function as a sink: called with each event."""
+
+    def __init__(self, function: Callable[[TraceEvent], object]) -> None:
+        self._function = function
+
+    def __repr__(self) -> str:
+        return getattr(self._function, "__qualname__", repr(self._function))
+
+    def open(self, about: TraceAbout) -> None:
+        """Nothing to prepare."""
+
+    def write(self, events: Sequence[TraceEvent]) -> None:
+        """Call the function with each event."""
+        for event in events:
+            self._function(event)
+
+    def close(self, result: RunResult | None) -> None:
+        """Nothing to finish."""
+
+
+class _Outlet:
+    """A sink, what it wants, and whether it still works."""
+
+    def __init__(self, sink: Sink, selection: Selection) -> None:
+        self.sink = sink
+        self.selection = selection
+        self.error: Exception | None = None
+
+    def name(self) -> str:
+        shown = repr(self.sink)
+        return type(self.sink).__name__ if shown.startswith("<") else shown
+
+
+class Tracer:
+    """The one reader of all sources, with a thread of its own while the guest runs.
+
+    Events are handed on in order of time. One that another source may still precede is held back, but for
+    200 ms at most, and never more than 131,072 of them: what then comes late is written late.
+    A sink or a source that raises is switched off and stands in `troubles`; the run goes on.
+    """
+
+    def __init__(self, *, on_trouble: Callable[[Exception], object] | None = None) -> None:
+        """`on_trouble` is called, from the tracer's thread, when a sink or a source has been switched off."""
+        self._outlets: list[_Outlet] = []
+        self._sources: list[Source] = []
+        self._held: list[TraceEvent] = []
+        self._until: dict[int, int] = {}
+        self._on_trouble = on_trouble
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._main, name="tracer", daemon=True)
+        self.troubles: list[str] = []
+        self.events = 0
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
+    def add_sink(self, sink: Sink, selection: Selection | None = None) -> None:
+        """Send the events of `selection`, by default all, to `sink`. Before start() only."""
+        self._outlets.append(_Outlet(sink, selection or Selection()))
+
+    def add_source(self, source: Source) -> None:
+        """Take events from `source` too, at any time before finish()."""
+        self._sources.append(source)
+
+    # ---- the run
+
+    def start(self, about: TraceAbout) -> None:
+        """Open the sinks and begin to read."""
+        for outlet in self._outlets:
+            self._try(outlet, lambda sink: sink.open(about))
+        self._thread.start()
+
+    def finish(self, notes: Sequence[TraceEvent] = ()) -> None:
+        """The guest has stopped: read what is left, write it, and `notes` after it."""
+        self._over.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        while self._turn():
+            pass
+        for source in list(self._sources):
+            self._take(source, final=True)
+        self._put(sorted(self._held, key=_BY_TIME))
+        self._held = []
+        self._put(notes)
+
+    def close(self, result: RunResult | None) -> None:
+        """Close the sinks, after finish(). `result` may be None: pykvm itself failed."""
+        for outlet in self._outlets:
+            self._try(outlet, lambda sink: sink.close(result), always=True)
+
+    def _main(self) -> None:
+        pause_s = 0.0
+        while not self._over.wait(pause_s):
+            pause_s = 0.0 if self._turn() else _POLL_S
+
+    def _turn(self) -> int:
+        """Ask every source once and hand on what is in order: how many events they had."""
+        found = sum([self._take(source) for source in list(self._sources)])
+        held = self._held
+        horizon = max(min(self._until.values(), default=_NEVER), time.monotonic_ns() - _WINDOW_NS)
+        held.sort(key=_BY_TIME)
+        ready = max(bisect_left(held, horizon, key=_BY_TIME), len(held) - _HELD_MAX)
+        self._held = held[ready:]
+        self._put(held[:ready])
+        return found
+
+    def _take(self, source: Source, *, final: bool = False) -> int:
+        try:
+            if final:
+                events = source.finish()
+            else:
+                events, self._until[id(source)] = source.take()
+            self._held += events
+            return len(events)
+        except Exception as error:  # noqa: BLE001 - whatever a source does, the run goes on
+            self._sources.remove(source)
+            self._until.pop(id(source), None)
+            self._trouble(type(source).__name__, error)
+            return 0
+
+    def _put(self, events: Sequence[TraceEvent]) -> None:
+        if not events:
+            return
+        self.events += len(events)
+        for outlet in self._outlets:
+            if wanted := outlet.selection.keep(events):
+                self._try(outlet, partial(_write, wanted))
+
+    def _try(self, outlet: _Outlet, do: Callable[[Sink], object], *, always: bool = False) -> None:
+        if outlet.error and not always:
+            return
+        try:
+            do(outlet.sink)
+        except Exception as error:  # noqa: BLE001 - whatever a sink does, the run goes on
+            if not outlet.error:
+                outlet.error = error
+                self._trouble(outlet.name(), error)
+
+    def _trouble(self, who: str, error: Exception) -> None:
+        what = f"{error.strerror}" if isinstance(error, OSError) and error.strerror else f"{error}"
+        kind = "" if isinstance(error, OSError) else f"{type(error).__name__}: "
+        self.troubles.append(f"{who} was switched off: {kind}{what}")
+        if self._on_trouble:
+            self._on_trouble(error)
+
+
+def _write(events: Sequence[TraceEvent], sink: Sink) -> None:
+    sink.write(events)
