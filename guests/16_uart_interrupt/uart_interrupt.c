@@ -7,22 +7,19 @@
 #include "interrupts.h"
 #include "pic.h"
 
-enum { RBR = 0, THR = 0, IER = 1, MCR = 4, LSR = 5 }; /* the UART's registers */
-#define IER_RECEIVED 0x01  /* interrupt when a character has come */
-#define MCR_OUT2 0x08      /* on a PC: the UART's interrupt pin is connected */
-#define LSR_RECEIVED 0x01  /* a character waits */
+enum { RBR = 0, THR = 0, IER = 1, MCR = 4 }; /* the UART's registers */
+#define IER_RECEIVED 0x01 /* interrupt when a character has come */
+#define MCR_OUT2 0x08     /* on a PC: the UART's interrupt pin is connected */
 #define VECTORS 0x20
 #define LINE 4
 
 static volatile int is_over;
 
-static void on_uart(struct frame *frame __attribute__((unused)))
+static void on_uart(struct frame *frame __attribute__((unused))) /* one interrupt a character */
 {
-    while (in8(PORT_COM1 + LSR) & LSR_RECEIVED) {
-        uint8_t c = in8(PORT_COM1 + RBR);
-        out8(PORT_COM1 + THR, c == '\r' ? '\n' : c); /* a terminal's Enter sends a carriage return */
-        is_over |= c == '\n' || c == '\r';
-    }
+    uint8_t c = in8(PORT_COM1 + RBR);
+    out8(PORT_COM1 + THR, c == '\r' ? '\n' : c); /* a terminal's Enter sends a carriage return */
+    is_over = c == '\n' || c == '\r';
     pic_end(LINE);
 }
 
