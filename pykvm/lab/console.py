@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, BinaryIO
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["ConsoleLog"]
+__all__ = ["ConsoleLog", "printable"]
 
 _KEPT_BYTES = 256 * 1024
 _PANIC = re.compile(rb"Kernel panic - not syncing: ([^\r\n]+)")
 _BUG = re.compile(
     rb"(?:\] |^)((?:BUG: |kernel BUG at |Oops: |general protection fault)[^\r\n]+)", re.MULTILINE
 )
-_UNPRINTABLE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[^\x20-\x7e]")
+_SEQUENCE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _TROUBLE = re.compile(r"Kernel panic|BUG: |kernel BUG at |Oops: |general protection fault")
 _REGISTERS = re.compile(r"\b(R[A-Z0-9]{2}|CR\d|FS|CS|Code|PKRU|DR\d): ")
 _STAMP = re.compile(r"^(<\d+>)?\[ *\d+\.\d+\] ?")
@@ -38,8 +38,8 @@ class ConsoleLog:
 
     def lines(self, count: int) -> list[str]:
         """The last `count` lines that are not empty, without control characters."""
-        tail = self._data[-(count + 8) * 1024 :].decode("utf-8", "replace")
-        lines = (_UNPRINTABLE.sub("", line).rstrip() for line in re.split(r"[\r\n]+", tail))
+        tail = bytes(self._data[-(count + 8) * 1024 :])
+        lines = (printable(line).rstrip() for line in re.split(rb"[\r\n]+", tail))
         return [line for line in lines if line][-count:]
 
     def telling_lines(self, count: int) -> list[str]:
@@ -64,4 +64,10 @@ class ConsoleLog:
         if not panics:
             return None
         words = [panics[0], *bugs[:1]]
-        return "; ".join(_UNPRINTABLE.sub("", word.decode("utf-8", "replace")) for word in words)
+        return "; ".join(map(printable, words))
+
+
+def printable(text: bytes) -> str:
+    """What a guest said, without anything that would move the cursor or change the terminal."""
+    plain = _SEQUENCE.sub("", text.decode("utf-8", "replace"))
+    return "".join(filter(str.isprintable, plain))

@@ -322,6 +322,8 @@ int main(void)
 	mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, "");
 	mount("sysfs", "/sys", "sysfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, "");
 	int console = open("/dev/console", O_RDWR);
+	if (console < 0)
+		console = open("/dev/null", O_RDWR);
 	for (int fd = 0; fd < 3 && console >= 0; fd++)
 		dup2(console, fd);
 	umask(022);

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, BinaryIO
 from pykvm.errors import ConfigError, LabError
 from pykvm.lab import wire
 from pykvm.lab.backend import Backend, Job, Options, Running
+from pykvm.lab.console import printable
 from pykvm.lab.report import Reporter
-from pykvm.lab.session import SIGNALS, Limits, Session, StoppedError, Streams
+from pykvm.lab.session import SIGNALS, Limits, Session, StoppedError
 from pykvm.lab.signals import caught_signals
 from pykvm.lab.store import Store
+from pykvm.lab.streams import Streams
 from pykvm.lab.terminal import raw_terminal, window_size
 from pykvm.lab.tools import check_tools
 
@@ -161,7 +163,7 @@ def _run_in(
         )
         ending = session.run()
     if ending.how is wire.How.NOT_STARTED:
-        reporter.notice(ending.text)
+        reporter.notice(printable(os.fsencode(ending.text)))
     return ending.exit_status
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import select
 import signal
-import stat
 import struct
 import time
 from dataclasses import dataclass
@@ -18,7 +17,9 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from pykvm.errors import LabError, LabTimeoutError
 from pykvm.lab import wire
-from pykvm.lab.console import ConsoleLog
+from pykvm.lab.console import printable
+from pykvm.lab.diagnosis import Diagnosis
+from pykvm.lab.streams import Output, Streams
 from pykvm.lab.terminal import EscapeWatch, in_background, window_size
 from pykvm.lab.wire import Decoder, Ending, Frame, Kind
 
@@ -28,12 +29,11 @@ if TYPE_CHECKING:
     from pykvm.lab.backend import Running
     from pykvm.lab.report import Reporter
 
-__all__ = ["Limits", "Session", "StoppedError", "Streams"]
+__all__ = ["SIGNALS", "Limits", "Session", "StoppedError"]
 
 SIGNALS = (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP, signal.SIGWINCH)
 _READ_BYTES = 64 * 1024
 _QUEUE_BYTES = 64 * 1024
-_SHOWN_LINES = 12
 _ALL_EVENTS = select.POLLIN | select.POLLHUP | select.POLLERR | select.POLLNVAL
 
 
@@ -45,47 +45,12 @@ class StoppedError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Streams:
-    """The descriptors that the command's standard streams are connected to, and how."""
-
-    stdin: int = 0
-    stdout: int = 1
-    stderr: int = 2
-    terminal: bool = False
-
-
-@dataclass(frozen=True, slots=True)
 class Limits:
     """Seconds: until the init says HELLO; for the whole (None: no limit); to end in order after that."""
 
     boot_s: float
     whole_s: float | None
     grace_s: float
-
-
-class _Output:
-    """One stream of the command on its way to a descriptor of ours."""
-
-    def __init__(self, fd: int) -> None:
-        self.fd = fd
-        self.waiting = bytearray()
-        self.unreported = 0
-        # poll calls a pipe writable when PIPE_BUF bytes fit; a file takes any amount
-        self._piece = 1 << 20 if stat.S_ISREG(os.fstat(fd).st_mode) else select.PIPE_BUF
-
-    def write(self) -> None:
-        """Write what goes without blocking. Raises OSError."""
-        try:
-            done = os.write(self.fd, self.waiting[: self._piece])
-        except BlockingIOError:
-            return
-        del self.waiting[:done]
-        self.unreported += done
-
-    def drop(self) -> None:
-        """Nobody will read it."""
-        self.unreported += len(self.waiting)
-        self.waiting.clear()
 
 
 class Session:
@@ -113,22 +78,16 @@ class Session:
         self._streams = streams
         self._limits = limits
         self._reporter = reporter
-        self.console = ConsoleLog(console_copies)
-        self._messages = bytearray()
+        self._diagnosis = Diagnosis(lab, reporter, console_copies)
         self._decoder = Decoder(running.preamble)
         self._out = bytearray()
-        self._outputs = {1: _Output(streams.stdout), 2: _Output(streams.stderr)}
+        self._outputs = {1: Output(streams.stdout), 2: Output(streams.stderr)}
         self._credit = wire.WINDOW
         self._ending: Ending | None = None
-        self._stage = ""
-        self._hello = False
-        self._started = False
-        self._answered = False
         self._interrupted = False
         self._stdin_open = True
         self._begin = time.monotonic()
         self._give_up: float | None = None
-        self._where_late = ""
         self._escape = EscapeWatch()
         self._pid_fd = os.pidfd_open(running.process.pid)
         self._readers: dict[int, Callable[[], None]] = {
@@ -151,7 +110,7 @@ class Session:
         if self._give_up is not None:
             raise self._timed_out()
         if self._ending is None:
-            raise self._death()
+            raise self._diagnosis.death(self._running.process)
         return self._ending
 
     # ---- waiting ----------------------------------------------------------------------------------------
@@ -184,9 +143,9 @@ class Session:
                 self._write_output(number, output)
 
     def _wants_input(self) -> bool:
-        if not (self._started and self._stdin_open and self._credit and len(self._out) < _QUEUE_BYTES):
+        if not (self._has_command() and self._stdin_open and self._credit and len(self._out) < _QUEUE_BYTES):
             return False
-        return self._ending is None and not in_background(self._streams.stdin)
+        return not in_background(self._streams.stdin)
 
     def _unwritten(self) -> bool:
         return any(output.waiting for output in self._outputs.values())
@@ -195,7 +154,7 @@ class Session:
         if self._give_up is not None:
             return self._give_up
         ends = [self._begin + self._limits.whole_s] if self._limits.whole_s is not None else []
-        if not self._hello:
+        if not self._diagnosis.booted:
             ends.append(self._begin + self._limits.boot_s)
         return min(ends, default=None)
 
@@ -206,16 +165,15 @@ class Session:
         return int(left * 1000) + 1
 
     def _check_time(self) -> None:
-        if not self._hello:
+        if not self._diagnosis.booted:
             self._reporter.state(f"booting the {self._lab} lab: {time.monotonic() - self._begin:.0f} s")
         deadline = self._deadline()
         if deadline is None or time.monotonic() < deadline:
             return
-        if self._give_up is not None or not self._started:
+        if self._give_up is not None or not self._diagnosis.booted:
             raise self._timed_out()
         # the command first, so that results of the time until now are saved
-        self._answered = False
-        self._where_late = self._where()
+        self._diagnosis.time_is_over()
         self._give_up = time.monotonic() + self._limits.grace_s
         self._send(Kind.PING, b"late")
         self._send(Kind.SIGNAL, struct.pack("<I", signal.SIGTERM))
@@ -238,7 +196,7 @@ class Session:
 
     def _read_channel(self) -> None:
         for frame in self._decoder.feed(self._read(self._running.receive)):
-            self._answered = True
+            self._diagnosis.answered = True
             self._take(frame)
 
     def _take(self, frame: Frame) -> None:
@@ -246,35 +204,42 @@ class Session:
             case Kind.DATA:
                 output = self._outputs.get(frame.stream)
                 if output and frame.payload:
-                    output.waiting += frame.payload
-                    self._write_output(frame.stream, output)
+                    self._queue_output(frame.stream, output, frame.payload)
             case Kind.WINDOW:
                 self._credit += _number(frame.payload)
             case Kind.STAGE:
-                self._stage = frame.payload.decode(errors="replace")
+                self._diagnosis.stage = printable(frame.payload)
             case Kind.HELLO:
                 self._greet(_number(frame.payload))
             case Kind.FAIL:
-                self._show_console()
-                raise LabError(f"the {self._lab} lab failed: {frame.payload.decode(errors='replace')}")
+                raise self._diagnosis.failure(frame.payload)
             case Kind.EXIT:
                 self._ending = Ending.decode(frame.payload)
             case _:
                 pass
 
     def _greet(self, protocol: int) -> None:
+        if self._diagnosis.booted:
+            raise self._diagnosis.damage("its init started twice")
         if protocol != wire.PROTOCOL:
             raise LabError(f"the {self._lab} lab's init speaks protocol {protocol}, not {wire.PROTOCOL}")
-        self._hello = self._started = True
+        self._diagnosis.booted = True
         self._reporter.clear()
         self._out += b"".join(self._job)
 
     # ---- the user's streams -----------------------------------------------------------------------------
 
-    def _write_output(self, number: int, output: _Output) -> None:
+    def _queue_output(self, number: int, output: Output, data: bytes) -> None:
+        if len(output.waiting) + len(data) > wire.WINDOW:
+            raise LabError(
+                f"the channel to the {self._lab} lab is damaged: more output than there was room for"
+            )
+        output.waiting += data
+        self._write_output(number, output)
+
+    def _write_output(self, number: int, output: Output) -> None:
         try:
-            if _takes_something(output.fd):
-                output.write()
+            output.write()
         except BrokenPipeError:
             if number == 1:
                 raise StoppedError(signal.SIGPIPE) from None
@@ -304,13 +269,22 @@ class Session:
 
     def _on_signal(self, number: int) -> None:
         if number == signal.SIGWINCH:
-            if self._streams.terminal and self._started:
+            if self._streams.terminal and self._diagnosis.booted:
                 self._send(Kind.SIZE, struct.pack("<HH", *window_size(self._streams.stdout)))
-        elif number not in {signal.SIGINT, signal.SIGQUIT} or not self._started or self._interrupted:
+        elif number not in {signal.SIGINT, signal.SIGQUIT} or self._interrupted or not self._has_command():
             raise StoppedError(number)
         else:
             self._interrupted = number == signal.SIGINT
             self._send(Kind.SIGNAL, struct.pack("<I", number))
+
+    def _timed_out(self) -> LabTimeoutError:
+        after = time.monotonic() - self._begin
+        if self._diagnosis.booted or (self._limits.whole_s is not None and after >= self._limits.whole_s):
+            return self._diagnosis.late(after)
+        return self._diagnosis.no_boot(after)
+
+    def _has_command(self) -> bool:
+        return self._diagnosis.booted and self._ending is None
 
     # ---- the emulator -----------------------------------------------------------------------------------
 
@@ -329,13 +303,12 @@ class Session:
     def _read_console(self) -> None:
         data = self._read(self._running.console)
         try:
-            self.console.append(data)
+            self._diagnosis.console.append(data)
         except OSError as error:
             raise LabError(f"writing the console's log: {error.strerror}") from error
 
     def _read_messages(self) -> None:
-        self._messages += self._read(self._running.messages)
-        del self._messages[: -16 * 1024]
+        self._diagnosis.hear(self._read(self._running.messages))
 
     def _emulator_ended(self) -> None:
         """Take what it left in its streams, then see whether that was the command's end."""
@@ -345,54 +318,6 @@ class Session:
                 read()
         self._readers.pop(self._running.receive, None)
 
-    # ---- bad ends ---------------------------------------------------------------------------------------
-
-    def _show_console(self) -> None:
-        lines = self.console.telling_lines(_SHOWN_LINES)
-        if lines:
-            self._reporter.notice("its console:")
-        for line in lines:
-            self._reporter.notice(f"| {line}")
-
-    def _where(self) -> str:
-        if not self._hello:
-            return "its kernel was booting"
-        return f"it was {self._stage}" if self._stage else "its init was starting"
-
-    def _last_line(self) -> str:
-        line = self.console.last_line
-        if self._hello and line.startswith("lab: "):
-            return "its kernel said nothing"  # the init's own lines, from before the channel was open
-        return f"its console's last line: {line}" if line else "its console said nothing"
-
-    def _death(self) -> LabError:
-        if self.console.panic:
-            self._show_console()
-            return LabError(
-                f"the {self._lab} lab's kernel panicked while {self._where()}: {self.console.panic}"
-            )
-        said = self._messages.decode(errors="replace").strip().splitlines()
-        if said and not self._hello:
-            return LabError(f"the {self._lab} lab could not start: {said[-1]}")
-        self._show_console()
-        return LabError(
-            f"the {self._lab} lab ended before the command did: {self._where()}; {self._last_line()}"
-        )
-
-    def _timed_out(self) -> LabTimeoutError:
-        after = time.monotonic() - self._begin
-        if not self._hello and (self._limits.whole_s is None or after < self._limits.whole_s):
-            self._show_console()
-            return LabTimeoutError(f"the {self._lab} lab did not boot in {after:.0f} s; {self._last_line()}")
-        where = self._where_late or self._where()
-        if self._give_up is not None:
-            where += (
-                "; its kernel still answered" if self._answered else "; its kernel did not answer any more"
-            )
-        return LabTimeoutError(
-            f"the {self._lab} lab was stopped after {after:.0f} s: {where}; {self._last_line()}"
-        )
-
 
 def _number(payload: bytes) -> int:
     return int.from_bytes(payload[:4], "little")
@@ -401,10 +326,4 @@ def _number(payload: bytes) -> int:
 def _has_data(fd: int) -> bool:
     poll = select.poll()
     poll.register(fd, select.POLLIN)
-    return bool(poll.poll(0))
-
-
-def _takes_something(fd: int) -> bool:
-    poll = select.poll()
-    poll.register(fd, select.POLLOUT)
     return bool(poll.poll(0))

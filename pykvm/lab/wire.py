@@ -81,7 +81,7 @@ class Ending:
         """Read the payload of an EXIT frame. Raises LabError if it is none."""
         if len(payload) < 2 or payload[0] not in set(How):
             raise LabError(f"the lab's init reported an end that makes no sense: {payload[:16]!r}")
-        return cls(How(payload[0]), payload[1], payload[2:].decode(errors="replace"))
+        return cls(How(payload[0]), payload[1], payload[2:].decode(errors="surrogateescape"))
 
     @property
     def exit_status(self) -> int:

@@ -21,7 +21,8 @@ from pykvm.errors import LabError, LabTimeoutError
 from pykvm.lab import wire
 from pykvm.lab.backend import Running
 from pykvm.lab.report import Reporter
-from pykvm.lab.session import Limits, Session, StoppedError, Streams
+from pykvm.lab.session import Limits, Session, StoppedError
+from pykvm.lab.streams import Streams
 from pykvm.lab.wire import Decoder, Frame, Kind
 
 if TYPE_CHECKING:
@@ -90,6 +91,8 @@ class Lab:
         stack.callback(self._close)
 
     def _close(self) -> None:
+        if self.process.stdin:
+            self.process.stdin.close()
         self.process.kill()
         self.process.wait()
         for end in (self.ours, self.theirs):
@@ -99,9 +102,18 @@ class Lab:
         os.close(self.signals)
         os.close(self.signals_writer)
 
+    def replace_emulator(self, script: str) -> None:
+        """Another emulator, one that ends by itself, when `die` tells it to."""
+        self.process.kill()
+        self.process.wait()
+        self.process = subprocess.Popen(["sh", "-c", f"read go; {script}"], stdin=subprocess.PIPE)
+
     def die(self) -> None:
         """What an emulator's end looks like from outside."""
-        self.process.kill()
+        if self.process.stdin:
+            self.process.stdin.close()
+        else:
+            self.process.kill()
         self.process.wait()
         self.theirs.shutdown(socket.SHUT_RDWR)
 
@@ -359,12 +371,29 @@ def test_what_was_written_before_a_death_is_not_lost(lab: Lab) -> None:
 
 def test_an_emulator_that_does_not_start_is_quoted(lab: Lab) -> None:
     """Its own last word is the reason."""
-    os.write(lab.messages_writer, b"qemu: warning\nqemu: cannot set up guest memory\n")
+    lab.replace_emulator("exit 1")
+    os.write(lab.messages_writer, b"qemu: warning\nqemu: cannot set up guest memory\nmore\n")
 
     def script(init: Init) -> None:
         lab.die()
 
-    with pytest.raises(LabError, match="could not start: qemu: cannot set up guest memory"):
+    with pytest.raises(LabError, match=r"could not start: qemu: cannot set up guest memory$"):
+        lab.run(script)
+
+
+def test_an_emulator_that_is_killed_is_told_by_its_signal(lab: Lab) -> None:
+    """An assertion of its own, or a machine that ran out of memory; with its words, if it had any."""
+    lab.replace_emulator("kill -ABRT $$")
+    os.write(lab.messages_writer, b"qemu: fatal: invalid tss type\nRAX=0\n")
+
+    def script(init: Init) -> None:
+        init.take_job()
+        init.send(Kind.STAGE, b"running the command")
+        lab.die()
+
+    with pytest.raises(
+        LabError, match=r"running the command; .* killed by SIGABRT; qemu: fatal: invalid tss type"
+    ):
         lab.run(script)
 
 
@@ -381,12 +410,33 @@ def test_an_init_that_fails_is_quoted(lab: Lab) -> None:
 
 @pytest.mark.parametrize(
     ("data", "words"),
-    [(b"garbage garbage", "damaged"), (wire.encode(Kind.HELLO, b"\x09\0\0\0"), "protocol 9")],
+    [
+        (b"garbage garbage", "damaged"),
+        (wire.encode(Kind.HELLO, b"\x09\0\0\0"), "protocol 9"),
+        (wire.encode(Kind.HELLO, HELLO) * 2, "started twice"),
+        (wire.encode(Kind.FAIL, b"\x1b[2J\x1b]0;title\x07no\n"), "failed: .*0;titleno$"),
+        (wire.encode(Kind.EXIT, b""), "makes no sense"),
+    ],
 )
 def test_a_stranger_on_the_channel_is_refused(lab: Lab, data: bytes, words: str) -> None:
     """Bytes that are no frames, or another protocol, end the session."""
     with pytest.raises(LabError, match=words):
         lab.run(lambda init: init.lab.theirs.sendall(data))
+
+
+def test_a_lab_that_sends_more_than_there_is_room_for_is_refused(lab: Lab) -> None:
+    """The guest can't fill the host's memory while nobody reads."""
+    reader, writer = os.pipe()
+
+    def script(init: Init) -> None:
+        init.take_job()
+        while True:
+            init.send(Kind.DATA, bytes(wire.MAX_PAYLOAD), 1)
+
+    with pytest.raises(LabError, match="more output than there was room for"):
+        lab.run(script, stdout=writer)
+    os.close(reader)
+    os.close(writer)
 
 
 def test_a_lab_that_does_not_boot_is_stopped_with_its_last_line(lab: Lab) -> None:
