@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/serial.h>
+#include <linux/serial_reg.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
@@ -64,15 +65,16 @@ static int open_device(const char *path, int seconds)
 }
 
 /* A UART with a FIFO may lose bytes: an emulator that takes them from a file puts one in whenever a byte's
- * time is over, room or not. Without the FIFO it waits until the byte before was read. */
-static void without_fifo(int fd)
+ * time is over, room or not. Without the FIFO it waits until the byte before was read. Linux can't be told (a
+ * change of the type by TIOCSSERIAL leaves the FIFO on), but it minds the register only when the speed is set. */
+static void take_fifo_away(int fd)
 {
 	struct serial_struct uart;
-	if (ioctl(fd, TIOCGSERIAL, &uart) < 0)
+	if (ioctl(fd, TIOCGSERIAL, &uart) < 0 || uart.io_type != SERIAL_IO_PORT || !uart.port)
 		return;
-	uart.type = PORT_16450;
-	uart.xmit_fifo_size = 1;
-	ioctl(fd, TIOCSSERIAL, &uart);
+	if (ioperm(uart.port + UART_FCR, 1, 1) < 0)
+		fail("the serial port's FIFO: %s", strerror(errno));
+	outb(0, (unsigned short)(uart.port + UART_FCR));
 }
 
 static void make_raw(int fd)
@@ -84,7 +86,7 @@ static void make_raw(int fd)
 	cfsetspeed(&line, B115200);
 	line.c_cflag |= CLOCAL;
 	tcsetattr(fd, TCSANOW, &line);
-	without_fifo(fd);
+	take_fifo_away(fd);
 }
 
 static void write_all(const uint8_t *data, size_t length)
