@@ -6,6 +6,7 @@ import gc
 import mmap
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given, settings
@@ -15,6 +16,9 @@ from pykvm import layout
 from pykvm._native import ffi
 from pykvm.errors import ConfigError, GuestAddressError
 from pykvm.memory import GuestMemory, MemorySlot, parse_size
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 PAGE = mmap.PAGESIZE
 MIB = 1 << 20
@@ -169,31 +173,41 @@ gpas = st.builds(lambda edge, off: edge + off, st.sampled_from(EDGES), st.intege
 sizes = st.integers(-3, 80) | st.sampled_from([PAGE, MIB, 1 << 32, 1 << 64])
 
 
-@given(gpas, sizes, st.binary(min_size=1, max_size=80))
-@settings(deadline=None, max_examples=300)
-def test_the_door_agrees_with_a_map_of_every_page(gpa: int, size: int, data: bytes) -> None:
-    """read(), write() and view() succeed exactly where every byte is there, and for writes is RAM."""
+@pytest.fixture(scope="module")
+def board() -> Iterator[tuple[GuestMemory, dict[int, MemorySlot]]]:
+    """Memory with RAM and ROM, and a map of its pages."""
     with GuestMemory(2 * MIB, rom=ROM) as memory:
-        pages = model(memory)
-        small = size if 0 <= size <= 2 * MIB else 0
-        held = [pages.get(at // PAGE) for at in range(gpa, gpa + max(small, 1))]
-        if size == small and all(held):
-            assert len(memory.read(gpa, size)) == size
-        else:
-            with pytest.raises(GuestAddressError):
-                memory.read(gpa, size)
-        touched = [pages.get(at // PAGE) for at in range(gpa, gpa + len(data))]
-        if all(slot and not slot.read_only for slot in touched):
+        yield memory, model(memory)
+
+
+@given(gpa=gpas, size=sizes, data=st.binary(min_size=1, max_size=80))
+@settings(deadline=None)
+def test_the_door_agrees_with_a_map_of_every_page(
+    board: tuple[GuestMemory, dict[int, MemorySlot]], gpa: int, size: int, data: bytes
+) -> None:
+    """read(), write() and view() succeed exactly where every byte is there, and for writes is RAM."""
+    memory, pages = board
+
+    def owners(size: int) -> list[MemorySlot | None]:
+        return [pages.get(page) for page in range(gpa // PAGE, (gpa + max(size, 1) - 1) // PAGE + 1)]
+
+    if 0 <= size <= 2 * MIB and all(owners(size)):
+        assert len(memory.read(gpa, size)) == size
+    else:
+        with pytest.raises(GuestAddressError):
+            memory.read(gpa, size)
+    touched = owners(len(data))
+    if all(slot and not slot.read_only for slot in touched):
+        memory.write(gpa, data)
+        assert memory.read(gpa, len(data)) == data
+    else:
+        with pytest.raises(GuestAddressError):
             memory.write(gpa, data)
-            assert memory.read(gpa, len(data)) == data
-        else:
-            with pytest.raises(GuestAddressError):
-                memory.write(gpa, data)
-        if all(touched) and len(set(map(id, touched))) == 1:
-            assert memory.view(gpa, len(data)) == memory.read(gpa, len(data))
-        else:
-            with pytest.raises(GuestAddressError):
-                memory.view(gpa, len(data))
+    if all(touched) and len(set(map(id, touched))) == 1:
+        assert bytes(memory.view(gpa, len(data))) == memory.read(gpa, len(data))
+    else:
+        with pytest.raises(GuestAddressError):
+            memory.view(gpa, len(data))
 
 
 @given(st.integers(0, 2 * PAGE - 1), st.binary(min_size=1, max_size=300))
