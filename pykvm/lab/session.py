@@ -12,7 +12,7 @@ import select
 import signal
 import struct
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, BinaryIO
 
 from pykvm.errors import LabError, LabTimeoutError
@@ -21,7 +21,7 @@ from pykvm.lab.console import printable
 from pykvm.lab.diagnosis import Diagnosis
 from pykvm.lab.streams import Output, Streams
 from pykvm.lab.terminal import EscapeWatch, in_background, window_size
-from pykvm.lab.wire import Decoder, Ending, Frame, Kind
+from pykvm.lab.wire import ChannelError, Decoder, Ending, Frame, Kind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -34,6 +34,7 @@ __all__ = ["SIGNALS", "Limits", "Session", "StoppedError"]
 SIGNALS = (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP, signal.SIGWINCH)
 _READ_BYTES = 64 * 1024
 _QUEUE_BYTES = 64 * 1024
+_DYING_S = 5.0
 _ALL_EVENTS = select.POLLIN | select.POLLHUP | select.POLLERR | select.POLLNVAL
 
 
@@ -80,6 +81,7 @@ class Session:
         self._reporter = reporter
         self._diagnosis = Diagnosis(lab, reporter, console_copies)
         self._decoder = Decoder(running.preamble)
+        self._damage: ChannelError | None = None
         self._out = bytearray()
         self._outputs = {1: Output(streams.stdout), 2: Output(streams.stderr)}
         self._credit = wire.WINDOW
@@ -170,6 +172,8 @@ class Session:
         deadline = self._deadline()
         if deadline is None or time.monotonic() < deadline:
             return
+        if self._damage:
+            raise self._damage
         if self._give_up is not None or not self._diagnosis.booted:
             raise self._timed_out()
         # the command first, so that results of the time until now are saved
@@ -195,9 +199,17 @@ class Session:
         del self._out[:done]
 
     def _read_channel(self) -> None:
-        for frame in self._decoder.feed(self._read(self._running.receive)):
-            self._diagnosis.answered = True
-            self._take(frame)
+        try:
+            for frame in self._decoder.feed(self._read(self._running.receive)):
+                self._diagnosis.answered = True
+                self._take(frame)
+        except ChannelError as damage:
+            if not self._running.preamble:
+                raise
+            # an emulator that shares the channel speaks there when it dies: its end tells more
+            self._damage = damage
+            self._limits = replace(self._limits, whole_s=time.monotonic() - self._begin + _DYING_S)
+            self._readers[self._running.receive] = lambda: self._drop(self._running.receive)
 
     def _take(self, frame: Frame) -> None:
         match frame.kind:
@@ -299,6 +311,9 @@ class Session:
         if not data:
             del self._readers[fd]
         return data
+
+    def _drop(self, fd: int) -> None:
+        self._read(fd)
 
     def _read_console(self) -> None:
         data = self._read(self._running.console)

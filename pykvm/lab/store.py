@@ -163,6 +163,15 @@ class Store:
                 self._sweep()
         return freed
 
+    def keep_newest(self, kind: str, count: int, in_use: str) -> None:
+        """Remove all but the `count` entries of a kind that were used last, of which `in_use` is one now."""
+        with suppress(OSError):
+            os.utime(self.root / kind / in_use)
+        with self.locked(lambda _: None):
+            paths = [path for path in (self.root / kind).iterdir() if not path.name.startswith(".")]
+            for path in sorted(paths, key=lambda path: path.lstat().st_mtime_ns)[:-count]:
+                _remove_tree(path)
+
     def rooms(self) -> int:
         """How many labs are running."""
         run = self.root / "run"

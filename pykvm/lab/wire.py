@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MAX_PAYLOAD",
+    "PORT_PREAMBLE",
     "PROTOCOL",
     "WINDOW",
+    "ChannelError",
     "Decoder",
     "Ending",
     "Frame",
@@ -115,6 +117,10 @@ def encode_job(
     yield encode(Kind.JOB)
 
 
+class ChannelError(LabError):
+    """What comes over the channel is no frame."""
+
+
 class Decoder:
     """Cuts a stream of bytes, in pieces of any size, into frames.
 
@@ -128,7 +134,7 @@ class Decoder:
     def feed(self, data: bytes) -> Iterator[Frame]:
         """Take `data` and give the frames that are complete.
 
-        Raises LabError if the stream is none of ours: a byte was lost or somebody else wrote to it.
+        Raises ChannelError if the stream is none of ours: a byte was lost or somebody else wrote to it.
         """
         self._rest += data
         if self._preamble and not self._begin():
@@ -136,7 +142,9 @@ class Decoder:
         while len(self._rest) >= _HEADER.size:
             number, stream, length = _HEADER.unpack_from(self._rest)
             if number not in set(Kind) or stream > 2 or length > MAX_PAYLOAD:
-                raise LabError(f"the channel to the lab is damaged: {bytes(self._rest[:16])!r} is no frame")
+                raise ChannelError(
+                    f"the channel to the lab is damaged: {bytes(self._rest[:16])!r} is no frame"
+                )
             end = _HEADER.size + length
             if len(self._rest) < end:
                 return
