@@ -67,6 +67,7 @@ class Ticks:
 
     def __enter__(self) -> Self:
         if self._is_wanted:
+            _kick_signal()  # or the first tick ends the process
             self._timer = lib.tick_start(max(int(self._first_s * 1e9), 1), int(self._interval_s * 1e9))
             if self._timer < 0:
                 raise KvmError(-self._timer, "timer_create")
