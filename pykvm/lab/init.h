@@ -1,4 +1,4 @@
-/* What the two halves of the lab's init share: init.c boots, relay.c runs the command for the host.
+/* What the parts of the lab's init share: init.c boots, channel.c speaks with the host, relay.c runs the command.
  * The channel's frames and /lab.conf are described in the docstring of pykvm.lab. */
 #ifndef PYKVM_LAB_INIT_H
 #define PYKVM_LAB_INIT_H
@@ -44,11 +44,20 @@ void stage(const char *format, ...) __attribute__((format(printf, 1, 2)));
 _Noreturn void fail(const char *format, ...) __attribute__((format(printf, 1, 2)));
 _Noreturn void power_off(void);
 
-/* relay.c */
+/* channel.c */
+struct frame {
+	uint8_t kind, stream;
+	const uint8_t *payload; /* until the next one is received */
+	size_t length;
+};
 void channel_open(const char *in, const char *out, int seconds);
 bool channel_is_open(void);
 void channel_send(enum kind kind, unsigned stream, const void *payload, size_t length);
 void channel_await_hangup(int seconds);
+int channel_descriptor(void);              /* to wait for frames at */
+bool channel_receive(struct frame *frame); /* false: none is complete now */
+
+/* relay.c */
 struct job receive_job(void);
 struct ending run_command(const struct job *job);
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["build_initramfs", "compile_init"]
 
 _HERE = Path(__file__).parent
-_SOURCES = ("init.c", "relay.c", "init.h")
+_SOURCES = ("init.c", "channel.c", "relay.c", "init.h")
 _FLAGS = ("-std=gnu11", "-O2", "-static", "-s", "-Wall", "-Wextra")
 _NAME = "initramfs.cpio"
 _INSTALL = (

@@ -1,36 +1,25 @@
-/* The lab's end of the channel: it takes the job, runs the command, and carries its streams.
+/* Takes the job from the host, runs the command, and carries its streams.
  *
- * Frames to the host are written whole and block: the host always reads. What would block for long, the
- * command's own streams, is guarded by the windows (see the docstring of pykvm.lab). */
+ * What would block for long, the command's own streams, is guarded by windows (see the docstring of pykvm.lab):
+ * who does not read his stream stops that one and nothing else. */
 #define _GNU_SOURCE
 #include "init.h"
 
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/serial.h>
-#include <linux/serial_reg.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/io.h>
 #include <sys/ioctl.h>
 #include <sys/signalfd.h>
-#include <sys/utsname.h>
 #include <sys/wait.h>
 #include <termios.h>
 #include <time.h>
 #include <unistd.h>
 
-enum { HEADER = 4, REAP_SECONDS = 3 };
-
-static struct {
-	int in, out; /* -1: not open */
-	bool e9;     /* out is the I/O port */
-	uint8_t frame[HEADER + MAX_PAYLOAD];
-	size_t have;
-} channel = {.in = -1, .out = -1};
+enum { REAP_SECONDS = 3 };
 
 static struct {
 	pid_t pid;
@@ -44,149 +33,25 @@ static struct {
 	bool input_ends;
 } command;
 
-/* ---- the channel -------------------------------------------------------------------------------------- */
-
-bool channel_is_open(void)
-{
-	return channel.in >= 0;
-}
-
-static int open_device(const char *path, int seconds)
-{
-	struct timespec pause = {.tv_nsec = 20 * 1000 * 1000};
-	for (int tries = seconds * 50;; tries--) {
-		int fd = open(path, O_RDWR | O_NOCTTY | O_NONBLOCK | O_CLOEXEC);
-		if (fd >= 0)
-			return fd;
-		if (tries <= 0)
-			fail("%s: %s", path, strerror(errno));
-		nanosleep(&pause, NULL);
-	}
-}
-
-/* A UART with a FIFO may lose bytes: an emulator that takes them from a file puts one in whenever a byte's
- * time is over, room or not. Without the FIFO it waits until the byte before was read. Linux can't be told (a
- * change of the type by TIOCSSERIAL leaves the FIFO on), but it minds the register only when the speed is set. */
-static void take_fifo_away(int fd)
-{
-	struct serial_struct uart;
-	if (ioctl(fd, TIOCGSERIAL, &uart) < 0 || uart.io_type != SERIAL_IO_PORT || !uart.port)
-		return;
-	if (ioperm(uart.port + UART_FCR, 1, 1) < 0)
-		fail("the serial port's FIFO: %s", strerror(errno));
-	outb(0, (unsigned short)(uart.port + UART_FCR));
-}
-
-static void make_raw(int fd)
-{
-	struct termios line;
-	if (!isatty(fd) || tcgetattr(fd, &line) < 0)
-		return;
-	cfmakeraw(&line);
-	cfsetspeed(&line, B115200);
-	line.c_cflag |= CLOCAL;
-	tcsetattr(fd, TCSANOW, &line);
-	take_fifo_away(fd);
-}
-
-static void write_all(const uint8_t *data, size_t length)
-{
-	if (channel.e9)
-		outsb(E9_PORT, data, length);
-	while (length && !channel.e9) {
-		ssize_t done = write(channel.out, data, length);
-		if (done < 0 && errno == EAGAIN)
-			poll(&(struct pollfd){.fd = channel.out, .events = POLLOUT}, 1, -1);
-		else if (done < 0 && errno != EINTR)
-			power_off(); /* the host hung up: nobody is left to report to */
-		if (done > 0) {
-			data += done;
-			length -= (size_t)done;
-		}
-	}
-}
-
-void channel_open(const char *in, const char *out, int seconds)
-{
-	struct utsname kernel;
-	uint8_t hello[4 + sizeof kernel.release] = {PROTOCOL};
-	signal(SIGPIPE, SIG_IGN); /* whoever closes a stream is seen where it is written */
-	int fd = open_device(in, seconds);
-	make_raw(fd);
-	if (strcmp(out, "port:0xe9") == 0) {
-		if (ioperm(E9_PORT, 1, 1) < 0)
-			fail("port 0xe9: %s", strerror(errno));
-		channel.e9 = true;
-		write_all((const uint8_t *)PORT_PREAMBLE, strlen(PORT_PREAMBLE));
-	} else {
-		channel.out = strcmp(in, out) == 0 ? fd : open_device(out, seconds);
-		make_raw(channel.out);
-	}
-	channel.in = fd;
-	uname(&kernel);
-	memcpy(hello + 4, kernel.release, strlen(kernel.release));
-	channel_send(HELLO, 0, hello, 4 + strlen(kernel.release));
-}
-
-void channel_send(enum kind kind, unsigned stream, const void *payload, size_t length)
-{
-	uint8_t frame[HEADER + MAX_PAYLOAD] = {(uint8_t)kind, (uint8_t)stream, length & 0xff, (uint8_t)(length >> 8)};
-	memcpy(frame + HEADER, payload, length);
-	write_all(frame, HEADER + length);
-}
-
-void channel_await_hangup(int seconds)
-{
-	struct timespec pause = {.tv_nsec = 50 * 1000 * 1000};
-	uint8_t dropped[256];
-	for (int tries = seconds * 20; tries > 0; tries--) {
-		ssize_t got = read(channel.in, dropped, sizeof dropped);
-		if (got == 0 || (got < 0 && errno != EAGAIN && errno != EINTR))
-			return;
-		nanosleep(&pause, NULL);
-	}
-}
-
-/* Read what is there, up to the end of one frame; its length, or -1 while it is not complete. */
-static int next_frame(void)
-{
-	for (;;) {
-		size_t length = channel.frame[2] | (size_t)channel.frame[3] << 8;
-		size_t want = channel.have < HEADER ? HEADER : HEADER + length;
-		if (want > sizeof channel.frame)
-			fail("the channel is damaged: a frame of %zu bytes", length);
-		if (channel.have >= HEADER && channel.have == want) {
-			channel.have = 0;
-			return (int)length;
-		}
-		ssize_t got = read(channel.in, channel.frame + channel.have, want - channel.have);
-		if (got == 0 || (got < 0 && errno != EAGAIN && errno != EINTR))
-			power_off();
-		if (got < 0)
-			return -1;
-		channel.have += (size_t)got;
-	}
-}
-
 /* ---- the job ------------------------------------------------------------------------------------------ */
 
 static char *receive_strings(size_t *length)
 {
 	char *text = NULL;
 	for (*length = 0;;) {
-		int got = next_frame();
-		if (got < 0) {
-			poll(&(struct pollfd){.fd = channel.in, .events = POLLIN}, 1, -1);
-		} else if (channel.frame[0] == PING) {
-			channel_send(PING, 0, channel.frame + HEADER, (size_t)got);
-		} else if (channel.frame[0] == JOB && got == 0) {
+		struct frame frame;
+		if (!channel_receive(&frame)) {
+			poll(&(struct pollfd){.fd = channel_descriptor(), .events = POLLIN}, 1, -1);
+		} else if (frame.kind == PING) {
+			channel_send(PING, 0, frame.payload, frame.length);
+		} else if (frame.kind == JOB && frame.length == 0) {
 			return text;
-		} else if (channel.frame[0] == JOB) {
-			text = realloc(text, *length + (size_t)got);
-			if (!text || *length + (size_t)got > MAX_JOB)
+		} else if (frame.kind == JOB) {
+			text = realloc(text, *length + frame.length);
+			if (!text || *length + frame.length > MAX_JOB)
 				fail("the command and its environment are longer than %d bytes", MAX_JOB);
-			memcpy(text + *length, channel.frame + HEADER, (size_t)got);
-			*length += (size_t)got;
+			memcpy(text + *length, frame.payload, frame.length);
+			*length += frame.length;
 		}
 	}
 }
@@ -403,19 +268,17 @@ static void deliver_signal(int number)
 	kill(-group, number);
 }
 
-static void take_frame(size_t length)
+static void take_frame(const struct frame *frame)
 {
-	uint8_t *payload = channel.frame + HEADER;
-	unsigned stream = channel.frame[1];
 	uint32_t number = 0;
-	memcpy(&number, payload, length < sizeof number ? length : sizeof number);
-	switch (channel.frame[0]) {
+	memcpy(&number, frame->payload, frame->length < sizeof number ? frame->length : sizeof number);
+	switch (frame->kind) {
 	case DATA:
-		queue_input(payload, length);
+		queue_input(frame->payload, frame->length);
 		break;
 	case CREDIT:
-		if (stream == 1 || stream == 2)
-			command.credit[stream] += number;
+		if (frame->stream == 1 || frame->stream == 2)
+			command.credit[frame->stream] += number;
 		break;
 	case SIGNAL:
 		deliver_signal((int)number);
@@ -426,10 +289,10 @@ static void take_frame(size_t length)
 			      &(struct winsize){.ws_row = number & 0xffff, .ws_col = (unsigned short)(number >> 16)});
 		break;
 	case PING:
-		channel_send(PING, 0, payload, length);
+		channel_send(PING, 0, frame->payload, frame->length);
 		break;
 	default:
-		fail("the channel is damaged: a frame of kind %#x", channel.frame[0]);
+		fail("the channel is damaged: a frame of kind %#x", frame->kind);
 	}
 }
 
@@ -447,7 +310,7 @@ static void reap(void)
 
 static void wait_for_events(int children)
 {
-	struct pollfd wait[5] = {{.fd = channel.in, .events = POLLIN}, {.fd = children, .events = POLLIN}};
+	struct pollfd wait[5] = {{.fd = channel_descriptor(), .events = POLLIN}, {.fd = children, .events = POLLIN}};
 	int count = 2;
 	for (int stream = 1; stream < 3; stream++)
 		if (command.output[stream] >= 0 && command.credit[stream])
@@ -459,8 +322,8 @@ static void wait_for_events(int children)
 
 static void take_frames(void)
 {
-	for (int length; (length = next_frame()) >= 0;)
-		take_frame((size_t)length);
+	for (struct frame frame; channel_receive(&frame);)
+		take_frame(&frame);
 }
 
 /* What the command left running would outlive it: end it, so that its streams end too. */

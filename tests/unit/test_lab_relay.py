@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
 
 LIMIT_S = 30
-RELAY = Path(pykvm.lab.__file__).parent / "relay.c"
-HARNESS = Path(__file__).parent / "relay_harness.c"
+LAB = Path(pykvm.lab.__file__).parent
+SOURCES = [LAB / "relay.c", LAB / "channel.c", Path(__file__).parent / "relay_harness.c"]
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("relay") / "relay"
     checks = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     command = ["gcc", "-std=gnu11", "-O1", "-g", "-Wall", "-Wextra", *checks, "-o", out]
-    subprocess.run([*map(str, command), str(RELAY), str(HARNESS)], check=True)
+    subprocess.run([*map(str, command), *map(str, SOURCES)], check=True)
     return out
 
 
