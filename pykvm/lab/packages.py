@@ -29,6 +29,7 @@ __all__ = ["APT_TOOLS", "cached_kernel", "fetch_kernel", "kernel_for"]
 APT_TOOLS = (Tool("apt-get", "apt"), Tool("apt-cache", "apt"), Tool("dpkg-deb", "dpkg"))
 
 _KIND = "kernels"
+_KEPT = 4  # two flavours, the last version of each
 _MEMBER = re.compile(r"\./(?:usr/)?(boot/vmlinuz-.+|boot/config-.+|lib/modules/([^/]+)/(.+))")
 _HARDWARE = re.compile(  # that no lab has, and that is most of what the package holds
     r"kernel/(sound|drivers/(gpu|media|infiniband|iio|staging|platform|hwmon|video|mtd|comedi|watchdog|mmc|isdn|"
@@ -125,7 +126,7 @@ def _fetch_from(apt: _Apt, flavour: str, store: Store, progress: Progress) -> Ke
         }
 
     key = f"{candidate.package.removeprefix('linux-image-')}_{candidate.version.replace(':', '%3a')}"
-    entry = store.obtain(_KIND, key, build, progress)
+    entry = store.obtain(_KIND, key, build, progress, keep=_KEPT)
     return _kernel(entry)
 
 

@@ -129,20 +129,26 @@ class Store:
                     if entry:
                         yield entry
 
-    def obtain(self, kind: str, key: str, build: Builder, progress: Progress) -> Entry:
+    def obtain(
+        self, kind: str, key: str, build: Builder, progress: Progress, *, keep: int | None = None
+    ) -> Entry:
         """The entry, built if it is not there or damaged; every file of it is checked.
 
         `build` fills an empty directory and tells what is worth knowing about it; symbolic links and all
-        but regular files are not kept track of. Raises LabError, with nothing left behind.
+        but regular files are not kept track of. When one is built, all but the `keep` entries of the kind that
+        were used last are removed. Raises LabError, with nothing left behind.
         """
         entry = self._sound(kind, key, progress)
         if entry:
+            with suppress(OSError):
+                os.utime(entry.path)
             return entry
         with self.locked(progress):
             entry = self._sound(kind, key, lambda _: None)
             if not entry:
                 self._build(kind, key, build)
                 entry = self.get(kind, key)
+                self._remove_oldest(kind, keep)
         if not entry:
             raise LabError(f"{self.root / kind / key}: vanished as soon as it was made; try again")
         return entry
@@ -168,9 +174,7 @@ class Store:
         with suppress(OSError):
             os.utime(self.root / kind / in_use)
         with self.locked(lambda _: None):
-            paths = [path for path in (self.root / kind).iterdir() if not path.name.startswith(".")]
-            for path in sorted(paths, key=lambda path: path.lstat().st_mtime_ns)[:-count]:
-                _remove_tree(path)
+            self._remove_oldest(kind, count)
 
     def rooms(self) -> int:
         """How many labs are running."""
@@ -242,6 +246,12 @@ class Store:
             except BaseException:
                 _remove_tree(new)
                 raise
+
+    def _remove_oldest(self, kind: str, keep: int | None) -> None:
+        if keep:
+            paths = [path for path in (self.root / kind).iterdir() if not path.name.startswith(".")]
+            for path in sorted(paths, key=lambda path: path.lstat().st_mtime_ns)[:-keep]:
+                _remove_tree(path)
 
     def _sweep(self) -> None:
         for path in (self.root / "run").iterdir():

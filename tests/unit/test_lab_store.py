@@ -135,6 +135,21 @@ def test_two_builders_build_once(tmp_path: Path) -> None:
     assert said == ["waiting for another pykvm that sets the lab up"]
 
 
+def test_only_what_was_used_last_is_kept(tmp_path: Path) -> None:
+    """With a limit, a new entry takes the place of the one that was not used for longest."""
+    store = Store(tmp_path)
+    for age, key in ((3, "a"), (2, "b"), (1, "c")):
+        entry = store.obtain("things", key, build, silent, keep=3)
+        os.utime(entry.path, (1000 - age, 1000 - age))
+    store.obtain("things", "a", build, silent, keep=3)
+    store.obtain("things", "d", build, silent, keep=3)
+    assert sorted(entry.key for entry in store.entries("things") if isinstance(entry, Entry)) == [
+        "a",
+        "c",
+        "d",
+    ]
+
+
 def test_what_a_killed_builder_left_is_removed(tmp_path: Path) -> None:
     """A half-made directory of a process that is gone does not stay for ever."""
     left = tmp_path / "things/.new-x"
