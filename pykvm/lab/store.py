@@ -135,8 +135,8 @@ class Store:
         """The entry, built if it is not there or damaged; every file of it is checked.
 
         `build` fills an empty directory and tells what is worth knowing about it; symbolic links and all
-        but regular files are not kept track of. When one is built, all but the `keep` entries of the kind that
-        were used last are removed. Raises LabError, with nothing left behind.
+        but regular files are not kept track of. When one is built, all but the `keep` entries of the kind
+        that were used last are removed. Raises LabError, with nothing left behind.
         """
         entry = self._sound(kind, key, progress)
         if entry:
