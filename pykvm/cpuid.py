@@ -17,6 +17,7 @@ Row = tuple[int, ...]
 _HYPERVISOR = 1 << 31  # 1.ECX: a hypervisor is present; without it Linux looks for no kvmclock
 _TSC_DEADLINE = 1 << 24  # 1.ECX: only an in-kernel local APIC has it
 _X2APIC = 1 << 21  # 1.ECX: likewise
+_HTT = 1 << 28  # 1.EDX: the number of CPUs in EBX counts
 _VENDORS = {"intel": b"GenuineIntel", "amd": b"AuthenticAMD"}
 
 
@@ -36,6 +37,8 @@ def policy(
             row = (function, index, flags, eax, ids, features, edx)
         elif function in (0xB, 0x1F):
             row = (function, index, flags, *_topology(index, vcpus), apic_id)
+        elif function == 0x8000001E:  # AMD's: APIC id, core id with one thread each, node 0 of 1
+            row = (function, index, flags, apic_id, apic_id & 0xFF, 0, 0)
         elif function == 0xA:  # no performance monitoring: its registers may not work here
             row = (function, index, flags, 0, 0, 0, 0)
         rows.append(row)
