@@ -33,8 +33,9 @@ def policy(
         elif function == 1:
             lapic = _TSC_DEADLINE | _X2APIC
             features = (ecx | lapic if irqchip else ecx & ~lapic) | _HYPERVISOR
-            ids = ebx & 0x0000FFFF | apic_id << 24 | min(vcpus, 255) << 16
-            row = (function, index, flags, eax, ids, features, edx)
+            ids = ebx & 0x0000FFFF | (apic_id & 0xFF) << 24 | min(vcpus, 255) << 16
+            threads = edx | _HTT if vcpus > 1 else edx & ~_HTT
+            row = (function, index, flags, eax, ids, features, threads)
         elif function in (0xB, 0x1F):
             row = (function, index, flags, *_topology(index, vcpus), apic_id)
         elif function == 0x8000001E:  # AMD's: APIC id, core id with one thread each, node 0 of 1
