@@ -55,6 +55,17 @@ def capability(name: str) -> Outcome:
     return works(f"{value:#x}") if value else fails(f"{name} is 0")
 
 
+def tracefs() -> Outcome:
+    """A trace instance of our own can be made, and taken away again."""
+    from pykvm.trace.tracefs import KernelSource, TracefsError  # noqa: PLC0415 - only this probe needs it
+
+    try:
+        KernelSource(host_calls=False).finish()
+    except TracefsError as error:
+        return fails(str(error))
+    return works()
+
+
 # ---- entries and exits
 
 
