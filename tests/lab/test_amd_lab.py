@@ -106,11 +106,11 @@ def test_a_command_that_does_not_run_or_is_killed(command: list[str], status: in
 def test_a_command_whose_time_is_over_is_stopped() -> None:
     """124, what it wrote until then, and where it was."""
     began = time.monotonic()
-    done = lab("-q", "--timeout", "20", "--", "sh", "-c", "echo begun; sleep 600")
+    done = lab("-q", "--timeout", "30", "--", "sh", "-c", "echo begun; sleep 600")
     assert (done.returncode, done.stdout) == (124, b"begun\n")
-    assert b"was stopped after 2" in done.stderr
+    assert b"was stopped after 3" in done.stderr
     assert b"it was running the command; its kernel still answered" in done.stderr
-    assert time.monotonic() - began < 40
+    assert time.monotonic() - began < 60
 
 
 def test_a_kernel_that_dies_is_reported_as_such(tmp_path: Path) -> None:
