@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -61,7 +61,8 @@ class Running:
     `receive` and `send` are the channel (the same number for a socket); `console` gives what the lab's
     kernel prints; `messages` gives what the emulator itself has to say. None of them blocks the emulator
     for long: the session reads them all. `preamble` is what the channel's first frame comes after, where the
-    emulator itself writes to the channel too.
+    emulator itself writes to the channel too. `explain` finds in all that the emulator said, line by line,
+    why it ended; it gives "" if that isn't there.
     """
 
     process: subprocess.Popen[bytes]
@@ -70,6 +71,7 @@ class Running:
     console: int
     messages: int
     preamble: bytes = b""
+    explain: Callable[[Sequence[str]], str] | None = None
 
 
 class Backend(Protocol):

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import BinaryIO
 
+    from pykvm.lab.backend import Running
     from pykvm.lab.report import Reporter
 
 __all__ = ["Diagnosis"]
@@ -58,14 +59,14 @@ class Diagnosis:
         """The init, or somebody else on the channel, did what no init does."""
         return LabError(f"the channel to the {self._lab} lab is damaged: {what}")
 
-    def death(self, emulator: subprocess.Popen[bytes]) -> LabError:
+    def death(self, running: Running) -> LabError:
         """The emulator ended before the command did: a panic, a failure of its own, or a riddle."""
         if self.console.panic:
             self._show_console()
             return LabError(
                 f"the {self._lab} lab's kernel panicked while {self._where()}: {self.console.panic}"
             )
-        reason = self._emulators_reason(emulator)
+        reason = self._emulators_reason(running)
         if reason and not self.booted:
             return LabError(f"the {self._lab} lab could not start: {reason}")
         self._show_console()
@@ -106,12 +107,14 @@ class Diagnosis:
         for line in lines:
             self._reporter.notice(f"| {line}")
 
-    def _emulators_reason(self, emulator: subprocess.Popen[bytes]) -> str:
+    def _emulators_reason(self, running: Running) -> str:
         """What the emulator said or what killed it; empty if it just ended."""
         said = [printable(bytes(line)) for line in self._messages.splitlines() if line.strip()]
         telling = ([line for line in said if _TELLING.search(line)] or said[-1:])[:1]
+        if running.explain:
+            telling = [running.explain(said)] if running.explain(said) else telling
         try:
-            code = emulator.wait(1)  # its streams may have ended a little earlier
+            code = running.process.wait(1)  # its streams may have ended a little earlier
         except subprocess.TimeoutExpired:
             code = 0
         if code < 0:

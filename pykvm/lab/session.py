@@ -112,7 +112,7 @@ class Session:
         if self._give_up is not None:
             raise self._timed_out()
         if self._ending is None:
-            raise self._diagnosis.death(self._running.process)
+            raise self._diagnosis.death(self._running)
         return self._ending
 
     # ---- waiting ----------------------------------------------------------------------------------------
