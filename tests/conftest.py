@@ -1,1 +1,23 @@
-"""What all tests share."""
+"""What all tests share: the marker `needs`, and "not here" for tests that this machine's KVM can't run."""
+
+from __future__ import annotations
+
+from harness.needs import (
+    pytest_addoption,
+    pytest_collection_modifyitems,
+    pytest_configure,
+    pytest_report_header,
+    pytest_report_teststatus,
+    pytest_runtest_setup,
+    pytest_terminal_summary,
+)
+
+__all__ = [
+    "pytest_addoption",
+    "pytest_collection_modifyitems",
+    "pytest_configure",
+    "pytest_report_header",
+    "pytest_report_teststatus",
+    "pytest_runtest_setup",
+    "pytest_terminal_summary",
+]
