@@ -33,6 +33,7 @@ __all__ = [
     "UnknownExit",
     "decode",
     "reason_name",
+    "reason_names",
 ]
 
 
@@ -304,6 +305,11 @@ _NAMES: dict[int, str] = {
 def reason_name(reason: int) -> str:
     """The header's word for an exit reason, without its prefix: "IO", "HLT" …; "reason 99" for others."""
     return _NAMES.get(reason, f"reason {reason}")
+
+
+def reason_names() -> tuple[str, ...]:
+    """The words of all exit reasons, in order of their numbers."""
+    return tuple(_NAMES[number] for number in sorted(_NAMES))
 
 
 def decode(view: RunView) -> Exit:

@@ -357,6 +357,14 @@ class Machine:
         """Take events for the sinks from another producer too; see pykvm.trace.event."""
         self._recording().add_source(source)
 
+    def trace_detail(self, *, disassemble: bool = False, step: int = 0) -> None:
+        """Ask for more than the events: the instruction that led to each, every `step`-th instruction.
+
+        Raises ConfigError where this KVM can't single-step.
+        """
+        recording = self._recording()
+        recording.disassemble, recording.step = disassemble, step
+
     def trace(self, *, timeout: float | None = None, selection: Selection | None = None) -> TraceIterator:
         """Run the guest and iterate over its events as they come; the iterator has the `result` afterwards.
 
@@ -450,7 +458,7 @@ class Machine:
         """Empty the rings that stopped vCPU `number`; called by its thread."""
         self._console.pump()
         if self._recorder:
-            self._recorder.drain(number)
+            self._recorder.drain(number, lambda: self._supervisor is None or self._supervisor.is_over())
             return
         with self._lock:
             self._raw[number].append(self._rings[number].take())

@@ -30,6 +30,7 @@ class Stdout:
         """`is_given_up` is asked, from any thread, while stdout takes nothing."""
         self._is_given_up = is_given_up
         self._fd = sys.stdout.fileno() if sys.stdout else -1
+        self.is_at_line_start = True
         self._poll = select.poll()
         if self._fd >= 0:
             sys.stdout.flush()
@@ -40,6 +41,7 @@ class Stdout:
 
         Raises BrokenPipeError if the reader has gone, PykvmError for a full disk and the like.
         """
+        self.is_at_line_start = data.endswith(b"\n") if data else self.is_at_line_start
         while data and self._fd >= 0:
             if self._poll.poll(_PATIENCE_MS):
                 data = data[self._write(data[:_CHUNK]) :]

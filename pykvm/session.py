@@ -18,18 +18,23 @@ from pykvm.result import EndReason, RunResult
 from pykvm.terminal import Terminal
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+
+    Prepare = Callable[[Machine, Stdout, Callable[[], bool]], None]
 
 __all__ = ["result_as_json", "run_image"]
 
-_MACHINE = ("memory", "vcpus", "board", "irqchip", "unclaimed", "vendor", "trace")
+_MACHINE = ("memory", "vcpus", "board", "irqchip", "unclaimed", "vendor", "trace", "drop_records")
 _LOAD = ("mode", "address", "entry", "cmdline", "read_only", "snapshot")
 
 
-def run_image(image: str, options: Mapping[str, Any], *, show: bool) -> RunResult:
+def run_image(
+    image: str, options: Mapping[str, Any], *, show: bool, prepare: Prepare | None = None
+) -> RunResult:
     """Run `image` as `pykvm run` does; `options` are those of the command, None for what was not given.
 
-    With `show`, the guest's output goes to stdout as it comes, and stdin to the guest.
+    With `show`, the guest's output goes to stdout as it comes, and stdin to the guest. `prepare` gets the
+    loaded machine, the output, and what says that a reader who takes nothing need not be waited for.
     """
     guest = find_named(image)
     given = {name: options[name] for name in _MACHINE if options.get(name) is not None}
@@ -41,6 +46,8 @@ def run_image(image: str, options: Mapping[str, Any], *, show: bool) -> RunResul
     output = Stdout(watch.is_given_up)
     with Machine(**wants, console=output.write if show else None) as machine:
         machine.load(image, modules=modules, initrd=initrd, **loading)
+        if prepare:
+            prepare(machine, output, watch.is_given_up)
         watch.start(machine)
         return _run(machine, watch, show=show)
 

@@ -75,13 +75,17 @@ class Supervisor:
         finally:
             self.stop()
 
+    def is_over(self) -> bool:
+        """Whether the run is to end; the time limit is looked at. From any thread."""
+        if time.monotonic() >= self._deadline:
+            self._ending.finish(EndReason.TIMEOUT, detail=f"the guest ran for {self._timeout:g} s")
+        return self._ending.is_over
+
     def _tick(self) -> None:
         """Look around; vCPU 0 has just left KVM_RUN for it."""
         self._drain()
         now = time.monotonic()
-        if now >= self._deadline:
-            self._ending.finish(EndReason.TIMEOUT, detail=f"the guest ran for {self._timeout:g} s")
-        elif self._looks_for_halts and now >= self._next_look:
+        if not self.is_over() and self._looks_for_halts and now >= self._next_look:
             self._next_look = now + _LOOK_S
             self._look_for_dead_halt()
 

@@ -15,6 +15,7 @@ __all__ = ["COMMANDS", "main"]
 # name -> one line for the list of commands; the command itself is `command` in pykvm/cli/NAME.py
 COMMANDS = {
     "run": "Run a guest and show what it prints.",
+    "trace": "Run a guest and show what it asks for, layer by layer.",
     "guests": "List the tiny guests that travel with pykvm.",
     "doctor": "Say what this machine's KVM can do.",
     "lab": "Run a command in a computer with a full KVM, made in software.",

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from pykvm.result import RunResult
 
-__all__ = ["command", "machine_options"]
+__all__ = ["command", "machine_options", "print_end"]
 
 _MODES = ["real16", "prot32", "paged32", "long64", "user64", "reset"]
 
@@ -126,7 +126,7 @@ def machine_options(function: Callable[..., Any]) -> Callable[..., Any]:
     "--json", "as_json", is_flag=True, help="Print the result as JSON on stdout, the console in it."
 )
 def command(image: str, quiet: bool, as_json: bool, **options: Any) -> int:
-    r"""Run IMAGE and show what it prints.
+    """Run IMAGE and show what it prints.
 
     IMAGE is a guest's name (see `pykvm guests`) or a file: flat binary, ELF, multiboot kernel, or a raw
     disk image with a boot sector. Its format is recognised from its bytes. What is typed goes to the
@@ -144,18 +144,18 @@ def command(image: str, quiet: bool, as_json: bool, **options: Any) -> int:
       pykvm run 01_hello
       pykvm run --mode real16 --address 0x7c00 boot.bin
       pykvm run --board testdev kernel.flat --append "arg1 arg2" --timeout 10
-    """
+    """  # noqa: D301 - click wants the \b itself
     from pykvm.session import run_image
 
     result = run_image(image, options, show=not as_json)
     if as_json:
         _print_json(result)
     elif not quiet:
-        _print_end(result)
+        print_end(result)
     return result.exit_status
 
 
-def _print_end(result: RunResult) -> None:
+def print_end(result: RunResult) -> None:
     """One line of what it cost; at an abnormal end also the report."""
     from pykvm.report import render
 

@@ -151,11 +151,11 @@ class ExitSource:
         self._changed = Condition()
         self._is_abandoned = False
 
-    def collect(self, *, patient: bool = False) -> None:
-        """Take what the ring holds; with `patient`, wait while too much is waiting already."""
+    def collect(self, is_over: Callable[[], bool]) -> None:
+        """Take what the ring holds; wait while too much is waiting already, unless the run is over."""
         with self._changed:
             self._collect()
-            while patient and len(self._waiting) > _BACKLOG and not self._is_abandoned:
+            while len(self._waiting) > _BACKLOG and not self._is_abandoned and not is_over():
                 self._changed.wait(_LONGEST_WAIT_S)
 
     def _collect(self) -> None:
@@ -222,7 +222,7 @@ class ExitSource:
                 kind,
                 "pykvm",
                 name,
-                (resume - left) * rate >> FRACTION if flags & _DONE else None,
+                (resume - left) * rate >> FRACTION,
                 vcpu,
                 via,
                 args,

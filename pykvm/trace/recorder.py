@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Self, cast
 
 from pykvm._native import ffi
@@ -17,7 +18,6 @@ from pykvm.trace.tracer import FunctionSink, Tracer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
     from pykvm.boot.image import Symbol
     from pykvm.machine import Machine
@@ -41,16 +41,13 @@ class Recorder:
     """
 
     def __init__(self) -> None:
-        self.tracer = Tracer(on_trouble=self._on_trouble)
-        self.on_trouble: Callable[[Exception], object] | None = None
+        self.tracer = Tracer()
         self.result: RunResult | None = None
         self.warnings: tuple[str, ...] = ()
+        self.disassemble = False
+        self.step = 0
         self._exits: list[ExitSource] = []
         self._is_finished = False
-
-    def _on_trouble(self, error: Exception) -> None:
-        if self.on_trouble:
-            self.on_trouble(error)
 
     def add_sink(self, sink: Sink | _Function, selection: Selection | None) -> None:
         """Send events to a sink or a function."""
@@ -79,7 +76,7 @@ class Recorder:
             self._exits.append(source)
             self.tracer.add_source(source)
         about = TraceAbout(
-            image=image.name if image else "",
+            image=Path(image.name).name if image else "",
             vcpus=len(machine.vcpus),
             start_ns=time.monotonic_ns(),
             start_unix_ns=time.time_ns(),
@@ -87,9 +84,9 @@ class Recorder:
         )
         self.tracer.start(about)
 
-    def drain(self, number: int) -> None:
-        """The ring of vCPU `number` is full; called by its thread."""
-        self._exits[number].collect(patient=True)
+    def drain(self, number: int, is_over: Callable[[], bool]) -> None:
+        """The ring of vCPU `number` is full; called by its thread, which may wait until `is_over`."""
+        self._exits[number].collect(is_over)
 
     def abandon(self) -> None:
         """Let no vCPU wait for a reader any more."""

@@ -9,6 +9,7 @@ from functools import partial
 from operator import itemgetter
 from typing import TYPE_CHECKING
 
+from pykvm.errors import PykvmError
 from pykvm.trace.select import Selection
 
 if TYPE_CHECKING:
@@ -68,13 +69,12 @@ class Tracer:
     A sink or a source that raises is switched off and stands in `troubles`; the run goes on.
     """
 
-    def __init__(self, *, on_trouble: Callable[[Exception], object] | None = None) -> None:
-        """`on_trouble` is called, from the tracer's thread, when a sink or a source has been switched off."""
+    def __init__(self) -> None:
         self._outlets: list[_Outlet] = []
         self._sources: list[Source] = []
         self._held: list[TraceEvent] = []
         self._until: dict[int, int] = {}
-        self._on_trouble = on_trouble
+        self._about: TraceAbout | None = None
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._main, name="tracer", daemon=True)
         self.troubles: list[str] = []
@@ -96,9 +96,8 @@ class Tracer:
     # ---- the run
 
     def start(self, about: TraceAbout) -> None:
-        """Open the sinks and begin to read."""
-        for outlet in self._outlets:
-            self._try(outlet, lambda sink: sink.open(about))
+        """Begin to read. The sinks are opened while the guest runs already: its time is not ours."""
+        self._about = about
         self._thread.start()
 
     def finish(self, notes: Sequence[TraceEvent] = ()) -> None:
@@ -120,6 +119,10 @@ class Tracer:
             self._try(outlet, lambda sink: sink.close(result), always=True)
 
     def _main(self) -> None:
+        about = self._about
+        if about:
+            for outlet in self._outlets:
+                self._try(outlet, lambda sink: sink.open(about))
         pause_s = 0.0
         while not self._over.wait(pause_s):
             pause_s = 0.0 if self._turn() else _POLL_S
@@ -168,11 +171,8 @@ class Tracer:
                 self._trouble(outlet.name(), error)
 
     def _trouble(self, who: str, error: Exception) -> None:
-        what = f"{error.strerror}" if isinstance(error, OSError) and error.strerror else f"{error}"
-        kind = "" if isinstance(error, OSError) else f"{type(error).__name__}: "
-        self.troubles.append(f"{who} was switched off: {kind}{what}")
-        if self._on_trouble:
-            self._on_trouble(error)
+        what = str(error) if isinstance(error, PykvmError) else f"{type(error).__name__}: {error}"
+        self.troubles.append(f"the trace to {who} was switched off: {what}")
 
 
 def _write(events: Sequence[TraceEvent], sink: Sink) -> None:

@@ -1,0 +1,88 @@
+"""pykvm trace: a guest's run as a list of everything it asked for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pykvm.cli.run import machine_options, print_end
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["command"]
+
+
+def _words(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    """`--only a,b --only c` is a, b and c."""
+    return tuple(word for value in values for word in value.split(",") if word)
+
+
+def _list(name: str, target: str, metavar: str, text: str) -> Callable[[Any], Any]:
+    return click.option(name, target, multiple=True, metavar=metavar, callback=_words, help=text)
+
+
+@click.command()
+@machine_options
+@_list("--only", "only", "KIND", "Only events of this kind or exit reason: hypercall, syscall, mmio …")
+@_list("--not", "without", "KIND", "No events of this kind or exit reason.")
+@_list("--port", "ports", "RANGE", "Of the exits only those to these ports or addresses: 0x3f8, 0x3f8-0x3ff.")
+@_list("--syscall", "syscalls", "NAME", "Of the syscalls only these.")
+@_list("--hypercall", "hypercalls", "NAME", "Of the hypercalls only these.")
+@click.option("-o", "--output", default="", metavar="FILE", help="Write the events to FILE; - is stdout.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["live", "jsonl"]),
+    default=None,
+    help="Form of the events.  [default: by FILE's end: .jsonl; else live lines]",
+)
+@click.option("-c", "--summary", is_flag=True, help="Count, share and times of everything, when it is over.")
+@click.option("--json", "as_json", is_flag=True, help="The summary as JSON on stdout.")
+@click.option("--disasm", "disassemble", is_flag=True, help="Show the instruction that led to each exit.")
+@click.option(
+    "--step", type=click.IntRange(min=1), default=None, metavar="N", help="Show every Nth instruction, too."
+)
+@click.option(
+    "--drop", "drop_records", is_flag=True, help="Lose and count events rather than slow the guest."
+)
+@click.option("-q", "--quiet", is_flag=True, help="Do not say at the end how the run ended.")
+def command(image: str, quiet: bool, drop_records: bool, **options: Any) -> int:
+    r"""Run IMAGE and show what it asks for: every exit, hypercall and syscall, in order of time.
+
+    Live lines go to stderr, as those of strace do; what the guest prints goes to stdout. Nothing is lost: a
+    guest that is faster than the reader waits for it. Each line names the layer that does the work, and
+    how long; "after" is how long the guest ran before.
+
+    \b
+    Kinds: exit, hypercall, syscall, step, kvm, host, mark; or an exit reason: io, mmio, hlt, debug …
+    The exit status is that of `pykvm run`; 125 if the trace could not be written.
+
+    \b
+    Examples:
+      pykvm trace 01_hello
+      pykvm trace -c 02_uart
+      pykvm trace 05_hypercall --only hypercall
+      pykvm trace -o hello.jsonl 01_hello
+      pykvm trace -o - --format jsonl 01_hello | jq .name
+    """
+    from pykvm.trace.command import TraceOptions, trace_image
+
+    names = set(TraceOptions._fields)
+    wanted = TraceOptions(**{name: options.pop(name) for name in names & set(options)})
+    wanted = wanted._replace(form=wanted.form or "", step=wanted.step or 0)
+    if wanted.as_json and not wanted.summary:
+        wanted = wanted._replace(summary=True)
+    result = trace_image(image, {**options, "drop_records": drop_records or None}, wanted)
+    for warning in result.warnings:
+        click.echo(f"pykvm: {warning}", err=True)
+    if not quiet:
+        print_end(result)
+    return result.exit_status
+
+
+# `run` calls the number of vCPUs -c; here -c is the summary, as strace has it, and --smp says it in full.
+for _option in command.params:
+    if _option.name == "vcpus":
+        _option.opts = ["--smp"]

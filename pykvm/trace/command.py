@@ -1,0 +1,171 @@
+"""What `pykvm trace` does: from its options to sinks on a machine, and from their troubles to one error."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pykvm.errors import ConfigError
+from pykvm.exits import reason_names
+from pykvm.session import run_image
+from pykvm.trace.live import LiveSink
+from pykvm.trace.output import OutputError, TraceOutput
+from pykvm.trace.select import Selection, check_words, parse_ports
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from pykvm.machine import Machine
+    from pykvm.output import Stdout
+    from pykvm.result import RunResult
+    from pykvm.trace.event import Sink, TraceAbout, TraceEvent
+
+__all__ = ["FORMATS", "TraceOptions", "trace_image"]
+
+FORMATS = {
+    "live": (".txt", ".log", ""),
+    "jsonl": (".jsonl", ".ndjson"),
+}
+"""Every form of trace, and the file names' ends that choose it."""
+
+
+class TraceOptions(NamedTuple):
+    """The options of the command beyond those of `run`. `output` "-" is stdout, "" the terminal (stderr)."""
+
+    output: str = ""
+    form: str = ""
+    summary: bool = False
+    as_json: bool = False
+    only: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+    ports: tuple[str, ...] = ()
+    syscalls: tuple[str, ...] = ()
+    hypercalls: tuple[str, ...] = ()
+    disassemble: bool = False
+    step: int = 0
+
+    @property
+    def selection(self) -> Selection:
+        """Which events are wanted. Raises ConfigError for words that mean nothing."""
+        check_words((*self.only, *self.without), reason_names())
+        return Selection(
+            only=self.only,
+            without=self.without,
+            ports=[parse_ports(text) for text in self.ports],
+            syscalls=self.syscalls,
+            hypercalls=self.hypercalls,
+        )
+
+    @property
+    def chosen_form(self) -> str:
+        """One of FORMATS, by option or by the file's name. Raises ConfigError for an unknown end."""
+        if self.form or not self.output or self.output == "-":
+            return self.form or "live"
+        end = Path(self.output).suffix.lower()
+        found = next((form for form, ends in FORMATS.items() if end in ends), "")
+        if not found:
+            known = ", ".join(f"{ends[0]} ({form})" for form, ends in FORMATS.items())
+            raise ConfigError(f"{self.output}: which form is that? end it with {known}, or give --format")
+        return found
+
+
+class _Vital:
+    """A sink without which the run has no purpose: when it fails, the run is ended, and `error` says why."""
+
+    def __init__(self, sink: Sink, stop: Callable[[], None]) -> None:
+        self._sink = sink
+        self._stop = stop
+        self.error: Exception | None = None
+        self.events = 0
+
+    def __repr__(self) -> str:
+        return repr(self._sink)
+
+    def open(self, about: TraceAbout) -> None:
+        self._guard(lambda: self._sink.open(about))
+
+    def write(self, events: Sequence[TraceEvent]) -> None:
+        self._guard(lambda: self._sink.write(events))
+        self.events += len(events)
+
+    def close(self, result: RunResult | None) -> None:
+        self._guard(lambda: self._sink.close(result))
+
+    def _guard(self, do: Callable[[], None]) -> None:
+        try:
+            do()
+        except (OutputError, BrokenPipeError) as error:
+            self.error = self.error or error
+            self._stop()
+            raise
+
+
+def trace_image(image: str, options: Mapping[str, Any], wanted: TraceOptions) -> RunResult:
+    """Run `image` as `pykvm run` does with `options`, and trace what is `wanted`.
+
+    Raises what run_image() raises, ConfigError for options that make no sense, OutputError if the trace
+    can't be written, BrokenPipeError if its reader has gone: the run is ended then, and what was written
+    stays valid.
+    """
+    selection = wanted.selection
+    to_stdout = wanted.output == "-" or wanted.as_json
+    sinks: list[_Vital] = []
+    outputs = _Outputs(wanted)
+
+    def prepare(machine: Machine, stdout: Stdout, is_given_up: Callable[[], bool]) -> None:
+        for sink in outputs.sinks(stdout if not to_stdout else None, is_given_up):
+            sinks.append(_Vital(sink, machine.stop))
+            machine.add_sink(sinks[-1], selection)
+        machine.trace_detail(disassemble=wanted.disassemble, step=wanted.step)
+
+    result = run_image(image, options, show=not to_stdout, prepare=prepare)
+    for sink in sinks:
+        if isinstance(sink.error, OutputError):
+            raise OutputError(f"{sink.error}; {sink.events} events were written, and the run was ended")
+        if sink.error:
+            raise sink.error
+    return result
+
+
+class _Outputs:
+    """Opens what the options name, before anything runs, and makes the sinks."""
+
+    def __init__(self, wanted: TraceOptions) -> None:
+        self._wanted = wanted
+        self._form = wanted.chosen_form
+        self._is_given_up: Callable[[], bool] = lambda: False
+        self._file = TraceOutput.create(Path(wanted.output), self._asks) if self._has_file() else None
+
+    def _has_file(self) -> bool:
+        return self._wanted.output not in ("", "-")
+
+    def _asks(self) -> bool:
+        return self._is_given_up()
+
+    def sinks(self, stdout: Stdout | None, is_given_up: Callable[[], bool]) -> list[Sink]:
+        """The sinks; live lines on a terminal that shows `stdout` too keep to lines of their own."""
+        self._is_given_up = is_given_up
+        found: list[Sink] = []
+        wanted = self._wanted
+        if self._file or wanted.output == "-" or not wanted.summary:
+            stream = TraceOutput(1, "standard output", self._asks) if wanted.output == "-" else self._stderr()
+            found.append(self._events_sink(self._file or stream, stdout))
+        if wanted.summary:
+            from pykvm.trace.summary import SummarySink  # noqa: PLC0415 - needed only here
+
+            to = TraceOutput(1, "standard output", self._asks) if wanted.as_json else self._stderr()
+            found.append(SummarySink(to, as_json=wanted.as_json))
+        return found
+
+    def _stderr(self) -> TraceOutput:
+        return TraceOutput(2, "standard error", self._asks)
+
+    def _events_sink(self, output: TraceOutput, stdout: Stdout | None) -> Sink:
+        if self._form == "jsonl":
+            from pykvm.trace.jsonl import JsonLinesSink  # noqa: PLC0415 - as above
+
+            return JsonLinesSink(output)
+        shared = stdout is not None and output.is_terminal and os.isatty(1)
+        colour = output.is_terminal and not os.environ.get("NO_COLOR")
+        return LiveSink(output, colour=colour, console=stdout if shared else None)
