@@ -200,8 +200,11 @@ class Vcpu:
         call(self.fd, "KVM_SET_FPU", fpu)
 
     def reset_fpu(self) -> None:
-        """Put the FPU as FNINIT and a reset leave it: fcw 0x37f, mxcsr 0x1f80."""
-        self.set_fpu(ffi.new("struct kvm_fpu *", {"fcw": 0x37F, "mxcsr": 0x1F80}))
+        """Put the FPU as FNINIT leaves it, with fcw 0x37f and empty registers; MXCSR stays.
+
+        KVM_SET_FPU has a field for MXCSR and does not look at it: a new vCPU has 0x1f80, XSAVE can change it.
+        """
+        self.set_fpu(ffi.new("struct kvm_fpu *", {"fcw": 0x37F}))
 
     def get_xsave(self) -> Any:
         """KVM_GET_XSAVE as struct kvm_xsave, 4096 bytes."""
