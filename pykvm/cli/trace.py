@@ -34,9 +34,9 @@ def _list(name: str, target: str, metavar: str, text: str) -> Callable[[Any], An
 @click.option(
     "--format",
     "form",
-    type=click.Choice(["live", "jsonl"]),
+    type=click.Choice(["live", "jsonl", "perfetto"]),
     default=None,
-    help="Form of the events.  [default: by FILE's end: .jsonl; else live lines]",
+    help="Form of the events.  [default: by FILE's end: .jsonl, .pftrace; else live lines]",
 )
 @click.option("-c", "--summary", is_flag=True, help="Count, share and times of everything, when it is over.")
 @click.option("--json", "as_json", is_flag=True, help="The summary as JSON on stdout.")

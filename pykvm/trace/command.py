@@ -26,6 +26,7 @@ __all__ = ["FORMATS", "TraceOptions", "trace_image"]
 FORMATS = {
     "live": (".txt", ".log", ""),
     "jsonl": (".jsonl", ".ndjson"),
+    "perfetto": (".pftrace", ".perfetto-trace"),
 }
 """Every form of trace, and the file names' ends that choose it."""
 
@@ -166,6 +167,10 @@ class _Outputs:
             from pykvm.trace.jsonl import JsonLinesSink  # noqa: PLC0415 - as above
 
             return JsonLinesSink(output)
+        if self._form == "perfetto":
+            from pykvm.trace.perfetto import PerfettoSink  # noqa: PLC0415 - as above
+
+            return PerfettoSink(output)
         shared = stdout is not None and output.is_terminal and os.isatty(1)
         colour = output.is_terminal and not os.environ.get("NO_COLOR")
         return LiveSink(output, colour=colour, console=stdout if shared else None)
