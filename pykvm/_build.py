@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "pykvm"
 INCLUDE = ROOT / "guests" / "include"
 C_SOURCES = ("vcpu_run.c", "trace_record.c", "guest_bytes.c")
-OWN_HEADERS = (INCLUDE / "hypercall_abi.h", PACKAGE / "vcpu_run.h")
+OWN_HEADERS = (INCLUDE / "hypercall_abi.h", INCLUDE / "paravirt_boot.h", PACKAGE / "vcpu_run.h")
 # the members of kvm_run's union that Python looks at
 RUN_VIEWS = "hw fail_entry ex io debug.arch mmio hypercall internal system_event eoi msr".split()
 
@@ -34,6 +34,7 @@ PRELUDE = """
 #include <sys/ioctl.h>
 #include <linux/kvm.h>
 #include "hypercall_abi.h"
+#include "paravirt_boot.h"
 #include "vcpu_run.h"
 #define RUN_UNION_OFFSET offsetof(struct kvm_run, hw)
 #define RUN_SYNC_REGS_OFFSET offsetof(struct kvm_run, s)
@@ -116,7 +117,8 @@ class BuildExt(build_ext):
         make_ffi().emit_c_code(str(generated))
         (extension,) = self.extensions
         extension.sources = [str(generated), *(f"pykvm/{name}" for name in C_SOURCES)]
-        extension.depends = ["pykvm/vcpu_run.h", "pykvm/kvm_api.cdef", "guests/include/hypercall_abi.h"]
+        headers = [str(header.relative_to(ROOT)) for header in OWN_HEADERS]
+        extension.depends = ["pykvm/kvm_api.cdef", *headers]
         extension.include_dirs = [str(PACKAGE), str(INCLUDE)]
         extension.extra_compile_args = [
             "-O2",

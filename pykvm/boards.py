@@ -52,6 +52,8 @@ class Board:
     flush_page: Callable[[int], None]
     calls: Mapping[int, Callable[[Any], int]]
     record: Callable[[], Any]
+    read: Callable[[int], bytes | None]
+    wait: Callable[[int | None, bool], None]
 
     def attach_common(self) -> Serial:
         """The devices of every board; its serial port comes back, to be given the terminal's input."""
@@ -85,6 +87,8 @@ class Board:
             on_exit=self._exit,
             on_mark=self.mark,
             record=self.record,
+            read=self.read,
+            wait=self.wait,
             more=self.calls,
         )
         self.ports.attach(layout.HYPERCALL, port)

@@ -6,6 +6,7 @@ answers the frequent calls; what it does not know, or finds wrong, comes here.
 
 from __future__ import annotations
 
+import os
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -22,6 +23,7 @@ __all__ = ["CALLS", "HypercallPort", "HypercallShape"]
 _SIZE: int = ffi.sizeof("struct hypercall")
 _LONGEST = 1 << 20
 _SHOWN = 32
+_FOREVER = (1 << 64) - 1
 
 
 class HypercallShape(NamedTuple):
@@ -37,6 +39,12 @@ CALLS = {
     lib.HC_CONSOLE_WRITE: HypercallShape("console_write", ("gpa", "size")),
     lib.HC_TIME: HypercallShape("time"),
     lib.HC_MARK: HypercallShape("mark", ("value",)),
+    lib.HC_CONSOLE_READ: HypercallShape("console_read", ("gpa", "size")),
+    lib.HC_RANDOM: HypercallShape("random", ("gpa", "size")),
+    lib.HC_YIELD: HypercallShape("yield", ("ns", "flags")),
+    lib.HC_TRACE_RING: HypercallShape("trace_ring", ("gpa", "size")),
+    lib.HC_TRACE_DRAIN: HypercallShape("trace_drain"),
+    lib.HC_FAULT: HypercallShape("fault", ("gpa", "size")),
 }
 """Every call of the ABI by its number."""
 
@@ -52,10 +60,14 @@ class HypercallPort:
         on_exit: Callable[[int], None],
         on_mark: Callable[[int], None],
         record: Callable[[], Any],
+        read: Callable[[int], bytes | None],
+        wait: Callable[[int | None, bool], None],
         more: Mapping[int, Callable[[Any], int]] | None = None,
     ) -> None:
         """`record` gives the open trace record of the exit that is being answered, or NULL.
 
+        `read` gives at most that many bytes of the console's input, b"" at its end, None if there is
+        nothing yet. `wait` returns after so many ns (None: never), or with True when there is input.
         `more` are calls beyond the common ones: number -> function of the struct, its result.
         """
         self._memory = memory
@@ -63,12 +75,17 @@ class HypercallPort:
         self._output = output
         self._on_exit = on_exit
         self._on_mark = on_mark
+        self._read_input = read
+        self._wait = wait
         self._calls: dict[int, Callable[[Any], int]] = {
             lib.HC_VERSION: lambda _: int(lib.HYPERCALL_ABI_VERSION),
             lib.HC_EXIT: self._exit,
             lib.HC_CONSOLE_WRITE: self._console_write,
             lib.HC_TIME: lambda _: time.monotonic_ns(),
             lib.HC_MARK: self._mark,
+            lib.HC_CONSOLE_READ: self._console_read,
+            lib.HC_RANDOM: self._random,
+            lib.HC_YIELD: self._yield,
             **(more or {}),
         }
 
@@ -113,4 +130,37 @@ class HypercallPort:
 
     def _mark(self, request: Any) -> int:
         self._on_mark(request.arg[0])
+        return 0
+
+    def _target(self, request: Any) -> int:
+        """How many bytes the guest wants at its gpa. Raises GuestAddressError if they are not all in RAM."""
+        gpa, size = request.arg[0], request.arg[1]
+        if size <= _LONGEST:
+            self._memory.view(gpa, size, writable=True).release()
+        return int(size)
+
+    def _console_read(self, request: Any) -> int:
+        size = self._target(request)  # first: input that has nowhere to go must not get lost
+        if size > _LONGEST:
+            return int(lib.HC_EINVAL)
+        data = self._read_input(size)
+        if data is None:
+            return int(lib.HC_EAGAIN)
+        if record := self._record():
+            lib.record_text(record, data[:_SHOWN], len(data[:_SHOWN]))
+        self._memory.write(request.arg[0], data)
+        return len(data)
+
+    def _random(self, request: Any) -> int:
+        size = self._target(request)
+        if size > _LONGEST:
+            return int(lib.HC_EINVAL)
+        self._memory.write(request.arg[0], os.urandom(size))
+        return size
+
+    def _yield(self, request: Any) -> int:
+        ns, flags = request.arg[0], request.arg[1]
+        if flags & ~lib.HC_YIELD_INPUT:
+            return int(lib.HC_EINVAL)
+        self._wait(None if ns == _FOREVER else ns, bool(flags & lib.HC_YIELD_INPUT))
         return 0

@@ -97,6 +97,7 @@ _TABLE: tuple[tuple[str, int, int, str | None], ...] = (
     ("KVM_GET_XCRS", _R, 0xA6, "struct kvm_xcrs"),
     ("KVM_SET_XCRS", _W, 0xA7, "struct kvm_xcrs"),
     ("KVM_GET_XSAVE2", _R, 0xCF, "struct kvm_xsave"),
+    ("KVM_GET_DEVICE_ATTR", _W, 0xE2, "struct kvm_device_attr"),
 )
 
 ALL: dict[str, Ioctl] = {row[0]: _make(*row) for row in _TABLE}

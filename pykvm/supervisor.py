@@ -69,7 +69,7 @@ class Supervisor:
             for runner in others:
                 runner.start()
             with Ticks(self._timeout, self._interval_s):
-                first.run(self._tick)
+                first.run(self.tick)
         except KeyboardInterrupt:
             self._ending.finish(EndReason.INTERRUPTED)
         finally:
@@ -81,8 +81,8 @@ class Supervisor:
             self._ending.finish(EndReason.TIMEOUT, detail=f"the guest ran for {self._timeout:g} s")
         return self._ending.is_over
 
-    def _tick(self) -> None:
-        """Look around; vCPU 0 has just left KVM_RUN for it."""
+    def tick(self) -> None:
+        """Look around, in the thread of vCPU 0, which has just left KVM_RUN for it or rests."""
         self._drain()
         now = time.monotonic()
         if not self.is_over() and self._looks_for_halts and now >= self._next_look:

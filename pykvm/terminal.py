@@ -30,9 +30,15 @@ class Terminal:
     """
 
     def __init__(
-        self, *, send: Callable[[bytes], int], leave: Callable[[], None], listens: Callable[[], bool]
+        self,
+        *,
+        send: Callable[[bytes], int],
+        leave: Callable[[], None],
+        listens: Callable[[], bool],
+        ended: Callable[[], None] = lambda: None,
     ) -> None:
         self._send = send
+        self._ended = ended
         self._leave = leave
         self._listens = listens
         self._escaped = False
@@ -79,8 +85,9 @@ class Terminal:
             try:
                 data = os.read(self._fd, _CHUNK)
             except OSError:
-                return
+                data = b""
             if not data:
+                self._ended()
                 return
             self._take(data)
 

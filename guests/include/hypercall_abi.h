@@ -20,9 +20,18 @@
 #define HC_CONSOLE_WRITE 2  /* arg0 = gpa, arg1 = length -> bytes written (all of them) */
 #define HC_TIME 3           /* -> nanoseconds of the host's monotonic clock */
 #define HC_MARK 4           /* arg0 = a number the guest chooses; seen in the trace and in the result */
+#define HC_CONSOLE_READ 5   /* arg0 = gpa, arg1 = length -> bytes read, 0 at the end of the input, HC_EAGAIN: none yet */
+#define HC_RANDOM 6         /* arg0 = gpa, arg1 = length, at most 1 MiB -> random bytes written (all of them) */
+#define HC_YIELD 7          /* arg0 = nanoseconds, ~0: without end; arg1 = HC_YIELD_… -> 0: go on */
+#define HC_TRACE_RING 8     /* arg0 = gpa of a struct syscall_ring, arg1 = bytes of it and its records -> 0 */
+#define HC_TRACE_DRAIN 9    /* -> records that the host took out: the ring is empty */
+#define HC_FAULT 10         /* arg0 = gpa of a struct program_fault: a program was killed -> 0 */
+
+#define HC_YIELD_INPUT 1 /* and no longer than until the console has input, or its end */
 
 /* Errors, numbered as Linux numbers them. */
 #define HC_EIO (-5)
+#define HC_EAGAIN (-11)
 #define HC_EFAULT (-14) /* an address or length is not inside guest RAM */
 #define HC_EINVAL (-22)
 #define HC_ENOSYS (-38)
@@ -46,6 +55,56 @@ struct hypercall {
     int64_t result;
     uint64_t arg[4];
 } __attribute__((aligned(8)));
+
+/* What a guest's kernel tells of the system calls of its programs: a ring of records in guest RAM.
+ *
+ * HC_TRACE_RING announces it, once. The guest writes the record at head modulo `capacity` and then adds 1 to
+ * `head`; the host takes records and adds to `tail`, at any time. Where head - tail equals `capacity` the
+ * ring is full and the guest asks with HC_TRACE_DRAIN before it writes on: nothing gets lost.
+ */
+#define SYSCALL_DONE 1    /* it returned: `result` and `end_tsc` are valid */
+#define SYSCALL_UNKNOWN 2 /* the kernel does not have it, and answered -ENOSYS */
+
+struct syscall_record {
+    uint64_t number;
+    uint64_t arg[6];
+    int64_t result;
+    uint64_t start_tsc, end_tsc; /* the guest's TSC: after entering the kernel, before leaving it */
+    uint64_t cr3;
+    uint64_t rip; /* where the program goes on */
+    uint32_t flags; /* SYSCALL_… */
+    uint32_t vcpu;
+    uint32_t pid, tid;
+};
+
+struct syscall_ring {
+    uint32_t header_bytes; /* where the records begin: 64 */
+    uint32_t record_bytes; /* 112 */
+    uint64_t capacity;     /* records, a power of two */
+    uint64_t head;         /* written by the guest: records completed */
+    uint64_t tail;         /* written by the host: records taken */
+    uint64_t reserved[4];
+};
+
+/* Why a guest's kernel killed a program. */
+#define FAULT_EXCEPTION 0 /* by `vector`, `error` and `address` (CR2) of the CPU */
+#define FAULT_STACK 1     /* the same; its stack has outgrown its limit */
+#define FAULT_FILE_END 2  /* the same; the page lies behind the end of the file that is mapped there */
+#define FAULT_NO_MEMORY 3 /* the same; the guest has no memory for that page */
+#define FAULT_RAISED 4    /* the program asked for it with kill() or abort(): only rip and rsp are valid */
+
+struct program_fault {
+    uint32_t kind;   /* FAULT_… */
+    uint32_t signal; /* as Linux numbers them */
+    uint32_t vector;
+    uint32_t code_bytes; /* of `code`, 0 to 16 */
+    uint64_t error, address;
+    uint64_t rip, rflags;
+    uint64_t rax, rbx, rcx, rdx, rsi, rdi, rbp, rsp;
+    uint64_t r8, r9, r10, r11, r12, r13, r14, r15;
+    uint64_t load_base;   /* added to the addresses of the program's ELF file */
+    uint8_t code[16];     /* from rip on */
+};
 #endif
 
 #endif

@@ -144,6 +144,12 @@ class Serial:
         self._arrived()
         return taken
 
+    def hand_over(self) -> bytes:
+        """Everything that waits for the guest, which reads its console in another way; nothing waits then."""
+        waiting = bytes(character & 0xFF for character in self._queue)
+        self._queue.clear()
+        return waiting
+
     def receive_break(self) -> None:
         """Take a break condition from the terminal: a NUL with Lsr.BREAK. Nothing if the queue is full."""
         if self.room:

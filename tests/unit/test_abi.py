@@ -9,7 +9,7 @@ import pytest
 
 from pykvm._native import ffi, lib
 
-HEADER = Path(__file__).resolve().parents[2] / "guests" / "include" / "hypercall_abi.h"
+INCLUDE = Path(__file__).resolve().parents[2] / "guests" / "include"
 
 HYPERCALL = {"number": (0, 4), "abi": (4, 4), "result": (8, 8), "arg": (16, 32)}
 
@@ -46,7 +46,86 @@ TRACE_RECORD = {
     "text": (288, 32),
 }
 
-STRUCTS = {"struct hypercall": (48, HYPERCALL), "struct trace_record": (320, TRACE_RECORD)}
+SYSCALL_RECORD = {
+    "number": (0, 8),
+    "arg": (8, 48),
+    "result": (56, 8),
+    "start_tsc": (64, 8),
+    "end_tsc": (72, 8),
+    "cr3": (80, 8),
+    "rip": (88, 8),
+    "flags": (96, 4),
+    "vcpu": (100, 4),
+    "pid": (104, 4),
+    "tid": (108, 4),
+}
+
+SYSCALL_RING = {
+    "header_bytes": (0, 4),
+    "record_bytes": (4, 4),
+    "capacity": (8, 8),
+    "head": (16, 8),
+    "tail": (24, 8),
+    "reserved": (32, 32),
+}
+
+PROGRAM_FAULT = {
+    "kind": (0, 4),
+    "signal": (4, 4),
+    "vector": (8, 4),
+    "code_bytes": (12, 4),
+    **{
+        name: (16 + 8 * i, 8)
+        for i, name in enumerate(
+            (
+                "error address rip rflags rax rbx rcx rdx rsi rdi rbp rsp r8 r9 r10 r11 r12 r13 r14 r15 load_base"
+            ).split()
+        )
+    },
+    "code": (184, 16),
+}
+
+PARAVIRT_FILE = {
+    "path": (0, 8),
+    "path_hash": (8, 8),
+    "data": (16, 8),
+    "size_bytes": (24, 8),
+    "mtime_s": (32, 8),
+    "path_bytes": (40, 4),
+    "mode": (44, 4),
+    "parent": (48, 8),
+}
+
+PARAVIRT_BOOT = {
+    "magic": (0, 8),
+    "version": (8, 4),
+    "size_bytes": (12, 4),
+    "ram": (16, 32),
+    "program": (48, 8),
+    "program_bytes": (56, 8),
+    "strings": (64, 8),
+    "strings_bytes": (72, 8),
+    "string_at": (80, 8),
+    "argc": (88, 4),
+    "envc": (92, 4),
+    "path": (96, 8),
+    "path_bytes": (104, 8),
+    "files": (112, 8),
+    "file_count": (120, 8),
+    "trace_records": (128, 8),
+    "realtime_ns": (136, 8),
+    "random": (144, 32),
+}
+
+STRUCTS = {
+    "struct hypercall": (48, HYPERCALL),
+    "struct trace_record": (320, TRACE_RECORD),
+    "struct syscall_record": (112, SYSCALL_RECORD),
+    "struct syscall_ring": (64, SYSCALL_RING),
+    "struct program_fault": (200, PROGRAM_FAULT),
+    "struct paravirt_file": (56, PARAVIRT_FILE),
+    "struct paravirt_boot": (176, PARAVIRT_BOOT),
+}
 
 CONSTANTS = {
     "HYPERCALL_ABI_VERSION": 1,
@@ -56,7 +135,15 @@ CONSTANTS = {
     "HC_CONSOLE_WRITE": 2,
     "HC_TIME": 3,
     "HC_MARK": 4,
+    "HC_CONSOLE_READ": 5,
+    "HC_RANDOM": 6,
+    "HC_YIELD": 7,
+    "HC_TRACE_RING": 8,
+    "HC_TRACE_DRAIN": 9,
+    "HC_FAULT": 10,
+    "HC_YIELD_INPUT": 1,
     "HC_EIO": -5,
+    "HC_EAGAIN": -11,
     "HC_EFAULT": -14,
     "HC_EINVAL": -22,
     "HC_ENOSYS": -38,
@@ -68,6 +155,24 @@ CONSTANTS = {
     "HC_ARG2": 32,
     "HC_ARG3": 40,
     "HC_SIZE": 48,
+    "SYSCALL_DONE": 1,
+    "SYSCALL_UNKNOWN": 2,
+    "FAULT_EXCEPTION": 0,
+    "FAULT_STACK": 1,
+    "FAULT_FILE_END": 2,
+    "FAULT_NO_MEMORY": 3,
+    "FAULT_RAISED": 4,
+}
+
+PARAVIRT = {
+    "PARAVIRT_MAGIC": 0x7669_766B_7670,
+    "PARAVIRT_VERSION": 1,
+    "PARAVIRT_RAM_RANGES": 2,
+    "PARAVIRT_MARK_ENOSYS": 0x454E_4F53_5953_0000,
+    "PARAVIRT_CONSOLE": 1,
+    "PARAVIRT_NULL": 2,
+    "PARAVIRT_ZERO": 3,
+    "PARAVIRT_RANDOM": 4,
 }
 
 
@@ -91,12 +196,14 @@ def test_no_struct_has_holes(name: str) -> None:
     assert end == size
 
 
-def test_every_number_is_what_it_was() -> None:
+@pytest.mark.parametrize(
+    ("header", "numbers"), [("hypercall_abi.h", CONSTANTS), ("paravirt_boot.h", PARAVIRT)]
+)
+def test_every_number_is_what_it_was(header: str, numbers: dict[str, int]) -> None:
     """A guest built against an older header still means the same; a new name needs a new line here."""
-    header = HEADER.read_text()
-    names = set(re.findall(r"^#define (\w+) +\S", header, re.MULTILINE))
-    assert names == set(CONSTANTS)
-    assert {name: getattr(lib, name) for name in names} == CONSTANTS
+    names = set(re.findall(r"^#define (\w+) +\S", (INCLUDE / header).read_text(), re.MULTILINE))
+    assert names == set(numbers)
+    assert {name: getattr(lib, name) for name in names} == numbers
 
 
 def test_assembler_offsets_are_the_struct_s() -> None:
