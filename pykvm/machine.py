@@ -16,6 +16,7 @@ from pykvm.boot.firmware import FirmwareDisk, insert_disk
 from pykvm.boot.placement import Placement, place
 from pykvm.bus import Bus
 from pykvm.console import Console
+from pykvm.console_input import ConsoleInput
 from pykvm.cpuid import policy
 from pykvm.errors import ConfigError, ImageNotFoundError, KvmError
 from pykvm.exits import Exit, reason_name
@@ -32,8 +33,9 @@ from pykvm.trace.record import TraceRecords, TraceRing
 from pykvm.vm import GsiLine, Vm
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
 
+    from pykvm.paravirt.guest import Paravirt
     from pykvm.trace.event import Sink, Source, TraceEvent
     from pykvm.trace.iterate import TraceIterator
     from pykvm.trace.recorder import Recorder
@@ -44,6 +46,7 @@ __all__ = ["Machine", "MachineSpec"]
 
 _FLIGHT_RECORDS = 64
 _TRACE_RECORDS = 1 << 14
+_REST_S = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +115,8 @@ class Machine:
         self.vcpus: list[Vcpu] = []
         self.vm: Vm | None = None
         self.disk: FirmwareDisk | None = None
+        self.paravirt: Paravirt | None = None
+        self.input = ConsoleInput()
         self._supervisor: Supervisor | None = None
         self._listens = console is not None
         self._recorder: Recorder | None = None
@@ -157,6 +162,8 @@ class Machine:
             self.vm.close()
         if self.disk:
             self.disk.close()
+        if self.paravirt:
+            self.paravirt.close()
         self.memory.close()
         self.kvm.close()
 
@@ -211,6 +218,44 @@ class Machine:
         self._placement = place(
             self.image, self.memory, cmdline=cmdline, modules=modules or [], initrd=initrd
         )
+        self._build()
+        return self.image
+
+    def load_program(
+        self,
+        program: str | Path | bytes,
+        args: Sequence[str] = (),
+        *,
+        env: Mapping[str, str] | None = None,
+        files: Mapping[str, Path | bytes | str] | None = None,
+        stdin: bytes | int | None = b"",
+    ) -> Image:
+        """Put the paravirtual kernel into memory, with a static Linux ELF program that it is to run.
+
+        `args` are the words behind the program's own name. `files` is all of its file system, read-only:
+        path in the guest -> file of the host, or bytes. `stdin` is what it reads, or a file descriptor that
+        is read as it asks; None: what send() types until end_input(). The run's exit code is the program's,
+        or 128 and the signal that killed it: RunResult.fault says why. Raises ImageError for a program that
+        can't run, ConfigError for what does not fit.
+        """
+        from pykvm.paravirt.boot_info import Wanted  # noqa: PLC0415 - who runs no program does not pay
+        from pykvm.paravirt.guest import Paravirt, kernel_path  # noqa: PLC0415 - as above
+        from pykvm.paravirt.program import read_program  # noqa: PLC0415 - as above
+
+        if self.vm is not None:
+            raise ConfigError("this machine has been loaded already; make a new one")
+        if self.spec.vcpus != 1 or self.spec.board != "pykvm":
+            raise ConfigError("a program in the paravirtual kernel runs on one vCPU, on pykvm's own board")
+        source = Path(program) if isinstance(program, str) else program
+        checked = read_program(source, limit_bytes=self.spec.memory_bytes)
+        wanted = Wanted(checked, (checked.name, *args), env or {}, files or {})
+        if stdin is not None:
+            self.input = ConsoleInput(fd=stdin) if isinstance(stdin, int) else ConsoleInput(stdin)
+        if isinstance(stdin, bytes):
+            self.input.end()
+        self.paravirt = Paravirt(self.memory, wanted)
+        self.source = kernel_path()
+        self.image, self._placement = self.paravirt.place()
         self._build()
         return self.image
 
@@ -277,13 +322,20 @@ class Machine:
             end=lambda reason, code, detail: self._ending.finish(reason, code=code, detail=detail),
             mark=lambda value: self.marks.append((value, time.monotonic_ns())),
             flush_page=self._flush_page,
-            calls=self.disk.calls(self.memory) if self.disk else {},
+            calls=self._more_calls(),
             record=self._open_record,
+            read=self._read_input,
+            wait=self._rest,
         )
         self.serial = attach_board(self.spec.board, board)
         if self.spec.board == "pykvm":
             self.fast_port(layout.DEBUG_CONSOLE, lib.VERB_APPEND)
             self.fast_port(layout.HYPERCALL, lib.VERB_HYPERCALL)
+
+    def _more_calls(self) -> dict[int, Callable[[Any], int]]:
+        """The hypercalls that only this machine's guest makes."""
+        disk = self.disk.calls(self.memory) if self.disk else {}
+        return disk | (self.paravirt.calls() if self.paravirt else {})
 
     def fast_port(self, where: range, verb: int, *, doorbell_fd: int = -1) -> int:
         """Let the C exit loop answer writes to the ports of `where` with a VERB_*; its index.
@@ -414,6 +466,8 @@ class Machine:
         return replace(result, warnings=recorder.warnings)
 
     def _run(self, supervisor: Supervisor, *, registers: bool) -> RunResult:
+        if self.paravirt:
+            self.paravirt.start(self.vcpus[0], traced=self.spec.trace or self._recorder is not None)
         clock = TscClock()
         start_ns = time.monotonic_ns()
         supervisor.run()
@@ -447,12 +501,48 @@ class Machine:
         self._ending.finish(reason, detail=detail)
 
     def send(self, data: bytes) -> int:
-        """Type `data` on the guest's serial console, from any thread: how many bytes it took.
+        """Type `data` on the guest's console, from any thread: how many bytes it took.
 
-        Fewer than all means that the guest has left its input unread: try the rest later.
+        Fewer than all means that the guest has left its input unread: try the rest later. The console is
+        the serial port, or for a guest that reads by hypercall its input.
         """
         with self._lock:
+            if self.paravirt or self.input.is_wanted:
+                return self.input.feed(data)
             return self.serial.receive(data)
+
+    def end_input(self) -> None:
+        """Nothing more will be typed: a guest that reads by hypercall finds the end of its input."""
+        self.input.end()
+
+    def _read_input(self, size: int) -> bytes | None:
+        """What HC_CONSOLE_READ reads; for the first time also what was typed before anybody knew."""
+        if not self.input.is_wanted and not self.paravirt:
+            self.input.feed(self.serial.hand_over())
+        return self.input.read(size)
+
+    def _rest(self, limit_ns: int | None, wants_input: bool) -> None:
+        """What HC_YIELD does: let the vCPU's thread rest, with the machine's lock free.
+
+        The thread of vCPU 0 looks around as it does while the guest runs.
+        """
+        supervisor = self._supervisor
+        looks = supervisor is not None and threading.get_ident() == self.vcpus[0].thread
+        end = time.monotonic() + limit_ns / 1e9 if limit_ns is not None else float("inf")
+        self._lock.release()  # held by the thread that answers the exit
+        try:
+            while not self._ending.is_over and not (wants_input and self.input.is_ready()):
+                if supervisor and looks:
+                    supervisor.tick()
+                left = min(end - time.monotonic(), _REST_S)
+                if left <= 0:
+                    return
+                if wants_input:
+                    self.input.wait(left)
+                else:
+                    time.sleep(left)
+        finally:
+            self._lock.acquire()
 
     def _drain(self, number: int) -> None:
         """Empty the rings that stopped vCPU `number`; called by its thread."""
@@ -465,6 +555,8 @@ class Machine:
 
     def _drain_all(self) -> None:
         self._console.pump()
+        if self.paravirt:
+            self.paravirt.drain()
         if self.spec.trace and not self._recorder:
             with self._lock:
                 for raw, ring in zip(self._raw, self._rings, strict=True):
@@ -499,6 +591,7 @@ class Machine:
             stats=self._stats(clock, wall_ns),
             marks=tuple(Mark(value, at - start_ns) for value, at in self.marks),
             detail=self._ending.detail,
+            fault=self.paravirt.fault if self.paravirt else None,
             last_exits=records[-_FLIGHT_RECORDS:],
             trace=records if self.spec.trace else (),
             cpus=self._snapshots() if registers or reason.is_abnormal else (),

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from pykvm.trace.record import TraceRecord
 
-__all__ = ["CpuSnapshot", "EndReason", "Mark", "RunResult", "RunStats"]
+__all__ = ["CpuSnapshot", "EndReason", "Mark", "ProgramFault", "RunResult", "RunStats"]
 
 
 class EndReason(enum.StrEnum):
@@ -113,6 +113,33 @@ class CpuSnapshot:
 
 
 @dataclass(frozen=True, slots=True)
+class ProgramFault:
+    """Why a guest's kernel killed its program.
+
+    `cause` tells it in words, `address` is what a page fault was about, `where` is RIP as symbol+offset (""
+    if no symbol is known), `code` the bytes at RIP and `instruction` the first of them as text, both empty
+    where RIP is behind the instruction that did it. Without `has_all_regs` only rip and rsp are known.
+    """
+
+    program: str
+    signal: int
+    signal_name: str
+    cause: str
+    address: int | None
+    where: str
+    regs: Mapping[str, int]
+    has_all_regs: bool
+    code: bytes
+    instruction: str
+
+    def __str__(self) -> str:
+        at = f"{self.regs['rip']:#x}"
+        place = f"{self.where} ({at})" if self.where else at
+        doing = f": {self.instruction}" if self.instruction else ""
+        return f"{self.program}: killed by {self.signal_name}: {self.cause}, at {place}{doing}"
+
+
+@dataclass(frozen=True, slots=True)
 class RunStats:
     """What the run cost. Times in ns, summed over all vCPUs but for `wall_ns`.
 
@@ -143,7 +170,8 @@ class RunResult:
 
     `exits` counts the returns of KVM_RUN by reason ("IO", "MMIO", "HLT" …). `last_exits` holds the
     newest records of each vCPU in order of time, `trace` all of them where the machine traced. `warnings`
-    tells in one line each what did not end the run but went wrong beside it (a sink that failed).
+    tells in one line each what did not end the run but went wrong beside it (a sink that failed). `fault` is
+    why a program in the paravirtual kernel was killed.
     """
 
     reason: EndReason
@@ -158,6 +186,7 @@ class RunResult:
     cpus: tuple[CpuSnapshot, ...] = ()
     kvm: str = ""
     warnings: tuple[str, ...] = ()
+    fault: ProgramFault | None = None
 
     @property
     def text(self) -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import base64
 import signal
+import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pykvm.boot.linux import read_initrds
-from pykvm.errors import ImageError
+from pykvm.errors import ConfigError, ImageError
 from pykvm.guests import find_named
 from pykvm.machine import Machine
 from pykvm.output import Stdout
@@ -21,8 +22,21 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     Prepare = Callable[[Machine, Stdout, Callable[[], bool]], None]
+    _Wanted = tuple[dict[str, Any], Callable[[Machine], object]]
 
 __all__ = ["result_as_json", "run_image"]
+
+_PROGRAM_MEMORY = "256M"  # only what the program touches costs the host anything
+_NOT_FOR_PROGRAMS = {
+    "mode": "--mode",
+    "address": "--address",
+    "entry": "--entry",
+    "cmdline": "--append",
+    "initrds": "--initrd",
+    "modules": "--module",
+    "read_only": "--read-only",
+    "snapshot": "--snapshot",
+}
 
 _MACHINE = ("memory", "vcpus", "board", "irqchip", "unclaimed", "vendor", "trace", "drop_records")
 _LOAD = ("mode", "address", "entry", "cmdline", "read_only", "snapshot")
@@ -35,21 +49,47 @@ def run_image(
 
     With `show`, the guest's output goes to stdout as it comes, and stdin to the guest. `prepare` gets the
     loaded machine, the output, and what says that a reader who takes nothing need not be waited for.
+
+    With the option `paravirt`, `image` is a program, which gets `args`, `env`, `files` and `trees`.
     """
-    guest = find_named(image)
-    given = {name: options[name] for name in _MACHINE if options.get(name) is not None}
-    wants: dict[str, Any] = {"memory": "64M", "vcpus": 1} | (guest.machine if guest else {}) | given
-    modules = [_module(text) for text in options.get("modules") or ()]
-    loading: dict[str, Any] = {name: options[name] for name in _LOAD if options.get(name) is not None}
-    initrd = read_initrds([Path(name) for name in options.get("initrds") or ()])
+    wants, load = (_program if options.get("paravirt") else _image)(image, options, show=show)
     watch = _Watch(options.get("timeout"))
     output = Stdout(watch.is_given_up)
     with Machine(**wants, console=output.write if show else None) as machine:
-        machine.load(image, modules=modules, initrd=initrd, **loading)
+        load(machine)
         if prepare:
             prepare(machine, output, watch.is_given_up)
         watch.start(machine)
         return _run(machine, watch, show=show)
+
+
+def _image(image: str, options: Mapping[str, Any], *, show: bool) -> _Wanted:  # noqa: ARG001 - as _program
+    """The machine that a guest's image wants, and how it gets into it."""
+    guest = find_named(image)
+    given = {name: options[name] for name in _MACHINE if options.get(name) is not None}
+    wants = {"memory": "64M", "vcpus": 1} | (guest.machine if guest else {}) | given
+    modules = [_module(text) for text in options.get("modules") or ()]
+    loading: dict[str, Any] = {name: options[name] for name in _LOAD if options.get(name) is not None}
+    initrd = read_initrds([Path(name) for name in options.get("initrds") or ()])
+    return wants, lambda machine: machine.load(image, modules=modules, initrd=initrd, **loading)
+
+
+def _program(program: str, options: Mapping[str, Any], *, show: bool) -> _Wanted:
+    """The same for a static program in the paravirtual kernel, which reads stdin itself."""
+    from pykvm.paravirt.files import files_of_options  # noqa: PLC0415 - only programs pay
+    from pykvm.paravirt.program import environment_of_options  # noqa: PLC0415 - as above
+
+    for name, word in _NOT_FOR_PROGRAMS.items():
+        if options.get(name):
+            raise ConfigError(f"{word} is not for programs in the paravirtual kernel")
+    given = {name: options[name] for name in _MACHINE if options.get(name) is not None}
+    args = options.get("args") or ()
+    more: dict[str, Any] = {
+        "env": environment_of_options(options.get("env") or ()),
+        "files": files_of_options(options.get("files") or (), options.get("trees") or ()),
+        "stdin": sys.stdin.fileno() if show and sys.stdin else b"",
+    }
+    return {"memory": _PROGRAM_MEMORY} | given, lambda machine: machine.load_program(program, args, **more)
 
 
 class _Watch:
@@ -85,10 +125,13 @@ def _run(machine: Machine, watch: _Watch, *, show: bool) -> RunResult:
     """Run with signals and terminal in order: SIGINT and SIGTERM end the run, at any moment."""
     before = {number: signal.signal(number, watch.leave) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        if not show:
+        if not show or machine.paravirt:  # a program reads stdin itself, when it wants to
             return machine.run(timeout=watch.timeout)
-        serial = machine.serial
-        with Terminal(send=machine.send, leave=watch.leave, listens=lambda: serial.is_listening):
+
+        def listens() -> bool:
+            return machine.serial.is_listening or machine.input.is_wanted
+
+        with Terminal(send=machine.send, leave=watch.leave, listens=listens, ended=machine.end_input):
             return machine.run(timeout=watch.timeout)
     finally:
         for number, handler in before.items():
@@ -114,6 +157,8 @@ def result_as_json(result: RunResult) -> dict[str, Any]:
         ]
     for cpu in found["cpus"]:
         cpu["code"] = cpu["code"].hex()
+    if result.fault:
+        found["fault"]["code"] = result.fault.code.hex()
     found["reason"] = str(result.reason)
     found["console"] = result.text
     found["console_base64"] = base64.b64encode(result.console).decode()

@@ -20,7 +20,7 @@ from pykvm.errors import ToolchainError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["MODES", "build_all", "build_guest", "build_probes", "compile_program"]
+__all__ = ["MODES", "build_all", "build_guest", "build_paravirt", "build_probes", "compile_program"]
 
 MODES = ("real16", "prot32", "paged32", "long64", "user64")
 _SELECTORS = (
@@ -60,12 +60,13 @@ def compile_program(
     root: Path,
     flags: Sequence[str] = (),
     address: int | None = None,
+    script: Path | None = None,
 ) -> Path:
     """Compile and link `sources` (C or assembler) for CPU mode `mode` to `out`.
 
     `root` holds `lib/` and `include/`. The result is an ELF file, or a flat binary for real16. `address`
-    is where it is linked, by default where flat images of that mode are loaded. Raises ToolchainError
-    with the tool's first complaint.
+    is where it is linked, by default where flat images of that mode are loaded, `script` the linker script,
+    by default the library's. Raises ToolchainError with the tool's first complaint.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     at = address if address is not None else 0x8000 if mode == "real16" else 0x100000
@@ -81,7 +82,7 @@ def compile_program(
         *([] if mode.endswith("64") else ["-Wl,-m,elf_i386"]),
         *link,
         f"-Wl,--defsym=guest_base={at:#x}",
-        f"-Wl,-T,{root / 'lib' / 'guest.ld'}",
+        f"-Wl,-T,{script or root / 'lib' / 'guest.ld'}",
         *(str(source) for source in sources),
         "-o",
         str(out),
@@ -171,6 +172,15 @@ def build_probes(folder: Path, out: Path, *, root: Path) -> None:
             compile_program([folder / f"{name}.S"], image, mode=mode, root=root, flags=flags)
 
 
+def build_paravirt(folder: Path, out: Path, *, root: Path) -> None:
+    """Build the paravirtual kernel, all sources in `folder`, into `out`/paravirt.elf."""
+    library = [root / "lib" / name for name in ("console.c", "interrupts.c", "interrupts.S")]
+    sources = [*sorted([*folder.glob("*.S"), *folder.glob("*.c")]), *library]
+    flags = ["-O2", "-mcmodel=kernel"]  # its calls are many and short, and it lives in the upper half
+    image = out / "paravirt.elf"
+    compile_program(sources, image, mode="long64", root=root, flags=flags, script=folder / "kernel.ld")
+
+
 def build_firmware(folder: Path, out: Path, *, root: Path) -> None:
     """Build firmware/*.S into `out`/bios.bin, 64 KiB that end with the reset vector."""
     objects = []
@@ -212,6 +222,7 @@ def _build_into(guests: Path, firmware: Path, out: Path) -> None:
         build = build_boot_sector if "disk" in tomllib.loads(about.read_text()) else build_guest
         index[folder.name] = build(folder, out, root=guests)
     build_probes(guests / "probes", out / "probes", root=guests)
+    build_paravirt(guests / "paravirt", out, root=guests)
     build_firmware(firmware, out, root=guests)
     for part in ("lib", "include"):
         shutil.copytree(guests / part, out / part)

@@ -6,7 +6,8 @@ The System V ABI's object file format, of which a guest needs three tables::
     e_phoff         program headers  PT_LOAD: this part of the file belongs at p_paddr, p_memsz long
     e_shoff         section headers  SHT_SYMTAB and its string table: names of addresses
 
-Guests have no loader to relocate them: only ET_EXEC, linked for fixed addresses, can run.
+Guests have no loader to relocate them: only ET_EXEC, linked for fixed addresses, can run. Programs for the
+paravirtual kernel have one, and may be position-independent.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ __all__ = [
 
 MAGIC = b"\x7fELF"
 
-_ET_EXEC = 2
+_ET_EXEC, _ET_DYN = 2, 3
 _EM_386, _EM_X86_64 = 3, 62
 _PT_LOAD, _PT_INTERP = 1, 3
 _SHT_SYMTAB = 2
@@ -114,10 +115,11 @@ class Elf(NamedTuple):
     sections_offset: int
     section_bytes: int
     section_count: int
+    is_relocatable: bool = False
 
 
-def read_elf(source: Source) -> Elf:
-    """The headers of an x86 executable.
+def read_elf(source: Source, *, relocatable: bool = False) -> Elf:
+    """The headers of an x86 executable; one that moves itself (a static PIE) only where it is `relocatable`.
 
     Raises ImageError for another machine or byte order, for what is not an executable of fixed
     addresses, and for headers that are damaged or not there.
@@ -131,10 +133,10 @@ def read_elf(source: Source) -> Elf:
     fields = form.header.unpack(source.read(0, form.header.size, "the ELF header"))
     kind, machine, _, entry, phoff, shoff, _, _, phentsize, phnum, shentsize, shnum, _ = fields
     _check_machine(source, form, machine)
-    if kind != _ET_EXEC:
+    if kind != _ET_EXEC and not (relocatable and kind == _ET_DYN and entry):
         raise source.error(_NOT_EXECUTABLE.get(kind, f"its ELF type is {kind}, not that of an executable"))
     programs = _read_programs(source, form, phoff, phentsize, phnum)
-    return Elf(form is _ELF64, machine, entry, programs, shoff, shentsize, shnum)
+    return Elf(form is _ELF64, machine, entry, programs, shoff, shentsize, shnum, kind == _ET_DYN)
 
 
 def load_elf(source: Source, mode: CpuMode | None, entry: int | None, *, limit_bytes: int) -> Image:
@@ -173,13 +175,13 @@ def physical_entry(elf: Elf) -> int:
     return elf.entry
 
 
-def read_symbols(source: Source) -> tuple[Symbol, ...]:
+def read_symbols(source: Source, *, relocatable: bool = False) -> tuple[Symbol, ...]:
     """The named code and data of an ELF file in order of address, none if it was stripped.
 
     Undefined and absolute symbols, sections and files are left out. Raises ImageError if the tables
     are damaged.
     """
-    elf = read_elf(source)
+    elf = read_elf(source, relocatable=relocatable)
     form = _ELF64 if elf.is_64bit else _ELF32
     sections = _read_sections(source, form, elf)
     for kind, offset, size, link in sections:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from pykvm.result import RunResult
 
-__all__ = ["command", "machine_options", "print_end"]
+__all__ = ["MachineCommand", "command", "machine_options", "print_end"]
 
 _MODES = ["real16", "prot32", "paged32", "long64", "user64", "reset"]
 
@@ -46,7 +46,7 @@ _OPTIONS = [
         "-m",
         "--memory",
         metavar="SIZE",
-        help="Guest RAM, as in 64M or 2G.  [default: 64M, or the guest's own]",
+        help="Guest RAM, as in 64M or 2G.  [default: 64M, or the guest's own; 256M for a program]",
     ),
     click.option(
         "-c",
@@ -103,6 +103,31 @@ _OPTIONS = [
         "--snapshot", is_flag=True, help="Take the guest's writes to its disk image, and forget them."
     ),
     click.option(
+        "--paravirt",
+        is_flag=True,
+        help="IMAGE is a static Linux program: run it with its ARGS in pykvm's paravirtual kernel.",
+    ),
+    click.option(
+        "--file",
+        "files",
+        multiple=True,
+        metavar="HOST[:/GUEST]",
+        help="A file that the program can read, under the same path or /GUEST; repeat for more.",
+    ),
+    click.option(
+        "--files",
+        "trees",
+        multiple=True,
+        metavar="DIR",
+        help="All files in DIR, which is the program's root directory; repeat for more.",
+    ),
+    click.option(
+        "--env",
+        multiple=True,
+        metavar="NAME[=VALUE]",
+        help="A variable of the program's environment, else empty; without VALUE as it is here.",
+    ),
+    click.option(
         "-t",
         "--timeout",
         type=float,
@@ -112,14 +137,35 @@ _OPTIONS = [
 ]
 
 
+_ONLY_FOR_PROGRAMS = {"files": "--file", "trees": "--files", "env": "--env"}
+
+
+class MachineCommand(click.Command):
+    """A command with machine_options(): with --paravirt, the words behind IMAGE are the program's own."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.allow_interspersed_args = "--paravirt" not in args
+        rest = super().parse_args(ctx, args)
+        if ctx.params["paravirt"] or ctx.resilient_parsing:
+            return rest
+        if words := ctx.params["args"]:
+            hint = "; --paravirt goes before the program" if "--paravirt" in words else ""
+            raise click.UsageError(f"Got unexpected extra argument ({words[0]}){hint}", ctx)
+        for name, option in _ONLY_FOR_PROGRAMS.items():
+            if ctx.params[name]:
+                raise click.UsageError(f"{option} is for programs: use it with --paravirt", ctx)
+        return rest
+
+
 def machine_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that describe a machine and its image, for every command that runs one."""
+    """The options that describe a machine and its image, for every MachineCommand that runs one."""
     for option in reversed(_OPTIONS):
         function = option(function)
+    function = click.argument("args", nargs=-1, type=click.UNPROCESSED)(function)
     return click.argument("image", shell_complete=_complete_image)(function)
 
 
-@click.command()
+@click.command(cls=MachineCommand)
 @machine_options
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but what the guest prints.")
 @click.option(
@@ -131,6 +177,10 @@ def command(image: str, quiet: bool, as_json: bool, **options: Any) -> int:
     IMAGE is a guest's name (see `pykvm guests`) or a file: flat binary, ELF, multiboot kernel, or a raw
     disk image with a boot sector. Its format is recognised from its bytes. What is typed goes to the
     guest's serial port; Ctrl-A X leaves, and so does Ctrl-C while the guest does not read its input.
+
+    With --paravirt, IMAGE is an ordinary Linux program, linked with gcc -static, and ARGS are its
+    arguments. It runs in ring 3 on a small kernel, which serves its system calls and asks pykvm by
+    hypercall for what needs a host. The exit status is the program's, or 128 and a signal's number.
 
     \b
     The exit status is the guest's exit code, or the word for how it ended:
@@ -144,6 +194,8 @@ def command(image: str, quiet: bool, as_json: bool, **options: Any) -> int:
       pykvm run 01_hello
       pykvm run --mode real16 --address 0x7c00 boot.bin
       pykvm run --board testdev kernel.flat --append "arg1 arg2" --timeout 10
+      pykvm run --paravirt ./a.out one two
+      pykvm run --file data.txt --env LANG=C --paravirt ./a.out -v /data.txt
     """  # noqa: D301 - click wants the \b itself
     from pykvm.session import run_image
 
@@ -163,6 +215,10 @@ def print_end(result: RunResult) -> None:
         click.echo(f"pykvm: {result}", err=True)
         if report := render(result):
             click.echo(report, err=True)
+    if result.fault:
+        from pykvm.paravirt.fault import fault_report
+
+        click.echo(f"pykvm: {result.fault}\n{fault_report(result.fault)}", err=True)
     exits = ", ".join(f"{count} {name}" for name, count in result.exits.items()) or "none"
     click.echo(f"pykvm: {_word(result)} after {result.stats.wall_ns / 1e6:.1f} ms; exits: {exits}", err=True)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pykvm.cli.run import machine_options, print_end
+from pykvm.cli.run import MachineCommand, machine_options, print_end
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,7 +23,7 @@ def _list(name: str, target: str, metavar: str, text: str) -> Callable[[Any], An
     return click.option(name, target, multiple=True, metavar=metavar, callback=_words, help=text)
 
 
-@click.command()
+@click.command(cls=MachineCommand)
 @machine_options
 @_list("--only", "only", "KIND", "Only events of this kind or exit reason: hypercall, syscall, mmio …")
 @_list("--not", "without", "KIND", "No events of this kind or exit reason.")

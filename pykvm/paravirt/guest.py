@@ -1,0 +1,160 @@
+"""The host's half of the paravirtual kernel: starts it with a program, hears of system calls and faults."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pykvm._native import ffi, lib
+from pykvm.boot import load
+from pykvm.boot.placement import Placement, place
+from pykvm.errors import ImageError, ImageNotFoundError
+from pykvm.guests import built_folder
+from pykvm.paravirt.boot_info import RING_RECORDS, Wanted, place_program
+from pykvm.paravirt.fault import FAULT_BYTES, fault_of
+from pykvm.paravirt.program import symbols_of
+from pykvm.paravirt.syscall_ring import SyscallRecord, SyscallRing, decode
+from pykvm.trace.clock import TscClock
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from pykvm.boot.image import Image, Symbol
+    from pykvm.memory import GuestMemory
+    from pykvm.paravirt.program import Program
+    from pykvm.result import ProgramFault
+    from pykvm.vcpu import Vcpu
+
+__all__ = ["Paravirt", "kernel_path"]
+
+_TRACE_RECORDS_AT: int = ffi.offsetof("struct paravirt_boot", "trace_records")
+
+
+def kernel_path() -> Path:
+    """The file of the paravirtual kernel. Raises ImageNotFoundError if it has not been built."""
+    path = built_folder() / "paravirt.elf"
+    if not path.exists():
+        raise ImageNotFoundError(
+            "the paravirtual kernel has not been built; run `make guests` in the sources"
+        )
+    return path
+
+
+class Paravirt:
+    """One program in the paravirtual kernel.
+
+    `fault` says why it was killed, if it was. Where the machine traces, the kernel tells of each system
+    call: syscalls() iterates over those that came so far. Whoever reads them while the guest runs sets
+    `on_drain`, a function that the vCPU's thread calls when the ring is full and that must call
+    take_syscalls(); it takes them from time to time by itself too, and turns guest ticks into host ticks
+    with `tsc_offset`.
+    """
+
+    def __init__(self, memory: GuestMemory, wanted: Wanted) -> None:
+        """Raises ConfigError and ImageError for what can't be run; `memory` is written by place()."""
+        self.program: Program = wanted.program
+        self.fault: ProgramFault | None = None
+        self.on_drain: Callable[[], None] | None = None
+        self.tsc_offset = 0
+        """The guest's TSC minus the host's, in ticks."""
+        self._memory = memory
+        self._wanted = wanted
+        self._boot_gpa = 0
+        self._vcpu: Vcpu | None = None
+        self._ring: SyscallRing | None = None
+        self._is_traced = False
+        self._kept: list[bytes] = []
+        self._clock: TscClock | None = None
+
+    def place(self) -> tuple[Image, Placement]:
+        """Put kernel, program and files into guest memory: the kernel's image, what vCPU 0 starts with."""
+        image = load(kernel_path())
+        placement = place(image, self._memory, cmdline="", modules=[])
+        self._boot_gpa = place_program(self._memory, image.end, self._wanted)
+        placement.state.regs["rdi"] = self._boot_gpa
+        return image, placement
+
+    def start(self, vcpu: Vcpu, *, traced: bool) -> None:
+        """The run is about to begin on `vcpu`; `traced`: have the kernel tell of system calls."""
+        self._vcpu = vcpu
+        self._is_traced = traced
+        self._clock = TscClock()
+        records = RING_RECORDS if traced else 0
+        self._memory.write(self._boot_gpa + _TRACE_RECORDS_AT, records.to_bytes(8, "little"))
+
+    def close(self) -> None:
+        """Let guest memory go."""
+        if self._ring:
+            self._ring.close()
+
+    # ---- what the kernel asks for
+
+    def calls(self) -> dict[int, Callable[[Any], int]]:
+        """The hypercalls beyond the common ones, each a function of the request to its result."""
+        return {
+            lib.HC_TRACE_RING: self._on_ring,
+            lib.HC_TRACE_DRAIN: self._on_full,
+            lib.HC_FAULT: self._on_fault,
+        }
+
+    def _on_ring(self, request: Any) -> int:
+        if not self._is_traced or self._ring or not self._vcpu:
+            return int(lib.HC_EINVAL)
+        try:
+            self._ring = SyscallRing(self._memory, request.arg[0], request.arg[1])
+        except ValueError:
+            return int(lib.HC_EINVAL)
+        self.tsc_offset = self._vcpu.tsc_offset()
+        return 0
+
+    def _on_full(self, _: Any) -> int:
+        if not self._ring:
+            return int(lib.HC_EINVAL)
+        if self.on_drain:
+            self.on_drain()
+        else:
+            self.drain()
+        return 0
+
+    def _on_fault(self, request: Any) -> int:
+        if request.arg[1] < FAULT_BYTES:
+            return int(lib.HC_EINVAL)
+        raw = self._memory.read(request.arg[0], FAULT_BYTES)
+        self.fault = self.fault or fault_of(raw, self.program, self.symbols())
+        return 0
+
+    def symbols(self) -> tuple[Symbol, ...]:
+        """The program's symbols as its file has them; none if it was stripped or they are damaged."""
+        try:
+            return symbols_of(self.program)
+        except ImageError:
+            return ()
+
+    # ---- system calls
+
+    @property
+    def trouble(self) -> str:
+        """One line on what is wrong with the trace of system calls, "" if nothing is."""
+        if self._is_traced and not self._ring:
+            return "the paravirtual kernel has not told of its system calls"
+        return self._ring.trouble if self._ring else ""
+
+    def take_syscalls(self) -> bytes:
+        """The `struct syscall_record`s that came since the last time, raw; from any thread."""
+        return self._ring.take() if self._ring else b""
+
+    def drain(self) -> None:
+        """Keep what is in the ring for syscalls(), unless somebody else reads it."""
+        if not self.on_drain:
+            self._kept.append(self.take_syscalls())
+
+    def syscalls(self) -> Iterator[SyscallRecord]:
+        """The system calls so far, in order."""
+        if self._clock:
+            self._clock.settle()
+        for raw in self._kept:
+            yield from decode(raw, self.ns)
+
+    def ns(self, guest_tsc: int) -> int:
+        """CLOCK_MONOTONIC ns of one of the guest's TSC values."""
+        return self._clock.ns((guest_tsc - self.tsc_offset) % (1 << 64)) if self._clock else 0
