@@ -243,7 +243,10 @@ class Vcpu:
     def get_cpuid(self) -> list[tuple[int, ...]]:
         """KVM_GET_CPUID2 as (function, index, flags, eax, ebx, ecx, edx) rows."""
         found = call_sized(self.fd, "KVM_GET_CPUID2", "struct kvm_cpuid2", "nent", 128)
-        return [cpuid_row(found.entries[i]) for i in range(found.nent)]
+        rows = [cpuid_row(found.entries[i]) for i in range(found.nent)]
+        while rows and not any(rows[-1]):  # kernels up to 6.2 leave `nent` as we gave it
+            rows.pop()
+        return rows
 
     def set_cpuid(self, rows: Iterable[tuple[int, ...]]) -> None:
         """KVM_SET_CPUID2 from rows as get_cpuid() gives them; before the first run."""

@@ -45,12 +45,19 @@ def test_a_failing_test_shows_registers_code_and_exits(pytester: pytest.Pytester
         pytester,
         """
         def test_it(boot):
-            boot.asm("mov $0x1234, %ebx; ud2").check(reason="halt")
+            boot.asm("mov $0x1234, %ebx; hlt").check(reason="exit")
         """,
     )
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(
-        ["*reason: 'triple-fault', not 'halt'*", "*guest 1: triple-fault*", "*rbx=*1234*", "*> 0x*ud2*", "last * exits"]
+        [
+            "*reason: 'halt', not 'exit'*",
+            "*guest 1: halt*",
+            "*rbx=*1234*",
+            "*  0x*hlt*",
+            "*> 0x*",
+            "last * exits",
+        ]
     )
 
 
