@@ -136,7 +136,7 @@ int record_open(struct exit_loop *loop)
         loop->full_tsc = 0;
         record->flags = RECORD_WAITED;
     }
-    record->enter_tsc = loop->enter_tsc, record->exit_tsc = loop->exit_tsc;
+    record->enter_tsc = loop->stay_tsc, record->exit_tsc = loop->exit_tsc;
     record->reason = loop->run->exit_reason, record->vcpu = (uint16_t)loop->vcpu;
     record_address(loop->run, record);
     record_registers(loop->run, record);

@@ -220,6 +220,8 @@ static enum loop_result enter_guest(struct exit_loop *loop)
     if (!failed) {
         uint32_t reason = loop->run->exit_reason;
         loop->exits++;
+    if (loop->answering || !loop->stay_tsc)
+        loop->stay_tsc = loop->enter_tsc;
         loop->answering = 1;
         loop->by_reason[reason < EXIT_REASONS_MAX ? reason : EXIT_REASONS_MAX]++;
         loop->pending = PENDING_NEW;

@@ -48,7 +48,7 @@ enum record_flags {
 
 /* One exit: 320 bytes, fixed. Times are TSC ticks of the host. */
 struct trace_record {
-    uint64_t enter_tsc;  /* KVM_RUN was called */
+    uint64_t enter_tsc;  /* KVM_RUN was called, for the first time after the exit before */
     uint64_t exit_tsc;   /* KVM_RUN returned */
     uint64_t resume_tsc; /* the exit was answered; the next KVM_RUN follows */
     uint64_t address;    /* port, gpa, hypercall number, MSR index … */
@@ -139,6 +139,7 @@ struct exit_loop {
     uint64_t own_from;    /* since when the time is ours, or 0 */
     uint64_t own_ticks;   /* between KVM_RUN's return and the next entry or our own return */
     uint64_t guest_ticks; /* inside KVM_RUN */
+    uint64_t stay_tsc;    /* the first enter_tsc after the last exit: signals interrupt a stay, exits end it */
     uint64_t answer_ticks; /* from exits to the next entry: our own time and Python's */
     uint64_t full_tsc;     /* since when the trace ring is full, or 0 */
     uint64_t wait_ticks;   /* of answer_ticks: waiting for the trace's reader */
