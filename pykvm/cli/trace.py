@@ -34,9 +34,9 @@ def _list(name: str, target: str, metavar: str, text: str) -> Callable[[Any], An
 @click.option(
     "--format",
     "form",
-    type=click.Choice(["live", "jsonl", "perfetto"]),
+    type=click.Choice(["live", "jsonl", "perfetto", "html"]),
     default=None,
-    help="Form of the events.  [default: by FILE's end: .jsonl, .pftrace; else live lines]",
+    help="Form of the events.  [default: by FILE's end: .jsonl, .pftrace, .html; else live lines]",
 )
 @click.option("-c", "--summary", is_flag=True, help="Count, share and times of everything, when it is over.")
 @click.option("--json", "as_json", is_flag=True, help="The summary as JSON on stdout.")
@@ -64,7 +64,7 @@ def command(image: str, quiet: bool, drop_records: bool, **options: Any) -> int:
       pykvm trace 01_hello
       pykvm trace -c 02_uart
       pykvm trace 05_hypercall --only hypercall
-      pykvm trace -o hello.jsonl 01_hello
+      pykvm trace -o hello.html 01_hello --disasm
       pykvm trace -o - --format jsonl 01_hello | jq .name
     """
     from pykvm.trace.command import TraceOptions, trace_image

@@ -27,6 +27,7 @@ FORMATS = {
     "live": (".txt", ".log", ""),
     "jsonl": (".jsonl", ".ndjson"),
     "perfetto": (".pftrace", ".perfetto-trace"),
+    "html": (".html", ".htm"),
 }
 """Every form of trace, and the file names' ends that choose it."""
 
@@ -171,6 +172,10 @@ class _Outputs:
             from pykvm.trace.perfetto import PerfettoSink  # noqa: PLC0415 - as above
 
             return PerfettoSink(output)
+        if self._form == "html":
+            from pykvm.trace.html import HtmlSink  # noqa: PLC0415 - as above
+
+            return HtmlSink(output)
         shared = stdout is not None and output.is_terminal and os.isatty(1)
         colour = output.is_terminal and not os.environ.get("NO_COLOR")
         return LiveSink(output, colour=colour, console=stdout if shared else None)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from pykvm.result import RunResult
 
-__all__ = ["KINDS", "LAYERS", "Sink", "Source", "TraceAbout", "TraceEvent"]
+__all__ = ["KINDS", "LAYERS", "Sink", "Source", "TraceAbout", "TraceEvent", "beginning"]
 
 KINDS = {
     "exit": "KVM_RUN returned",
@@ -74,10 +74,16 @@ class TraceEvent(NamedTuple):
         return self.time_ns + (self.duration_ns or 0)
 
 
+def beginning(events: Sequence[TraceEvent]) -> int:
+    """When the first of the first `events` of a run began, the guest's time before exits included."""
+    return min(event.time_ns - (event.guest_ns or 0) for event in events)
+
+
 class TraceAbout(NamedTuple):
     """What a sink is told before the first event: which run this is.
 
-    `start_ns` is CLOCK_MONOTONIC, `start_unix_ns` the same moment as time of day.
+    `start_ns` is CLOCK_MONOTONIC, `start_unix_ns` the same moment as time of day: shortly before the guest
+    is entered for the first time. Who shows times counts from the beginning() of the first events.
     """
 
     image: str

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pykvm.trace.event import LAYERS
+from pykvm.trace.event import LAYERS, beginning
 from pykvm.trace.text import describe, duration_text
 
 if TYPE_CHECKING:
@@ -49,19 +49,20 @@ class LiveSink:
         self._output = output
         self._console = console
         self._colour = output.is_terminal if colour is None else colour
-        self._start_ns = 0
+        self._zero_ns: int | None = None
 
     def __repr__(self) -> str:
         return self._output.name
 
-    def open(self, about: TraceAbout) -> None:
+    def open(self, about: TraceAbout) -> None:  # noqa: ARG002 - the protocol's
         """Write the column's names."""
-        self._start_ns = about.start_ns
         header = f"{_DIM}{_HEADER}{_RESET}" if self._colour else _HEADER
         self._output.write(f"{header}\n".encode())
 
     def write(self, events: Sequence[TraceEvent]) -> None:
         """Write one line for each event."""
+        if self._zero_ns is None:
+            self._zero_ns = beginning(events)
         line = self._coloured if self._colour else self._plain
         text = "".join([line(event) for event in events])
         if self._console and not self._console.is_at_line_start:
@@ -75,7 +76,7 @@ class LiveSink:
 
     def _parts(self, event: TraceEvent) -> tuple[str, str, str]:
         """The line in three: before the text, the text, behind it."""
-        seconds = (event.time_ns - self._start_ns) / 1e9
+        seconds = (event.time_ns - (self._zero_ns or 0)) / 1e9
         who = event.thread[:3] if event.vcpu is None else event.vcpu
         times = f"{duration_text(event.guest_ns):>8} {duration_text(event.duration_ns):>8}"
         front = f"{seconds:11.6f} {who:>3} {times}  {event.layer:<12}  {'':{_DEPTH.get(event.layer, 0)}}"

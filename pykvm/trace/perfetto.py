@@ -20,7 +20,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from pykvm.trace.event import LAYERS
-from pykvm.trace.text import bytes_text, result_text, value_text
+from pykvm.trace.text import bytes_text, result_text, title, track, value_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -144,7 +144,8 @@ class PerfettoSink:
             begin, end = self._guest(event.vcpu, event.cpl, out)
             out += (_at(start - guest_ns, begin), _at(start, end))
         what = (event.kind, event.layer, event.name, event.via, event.args, takes is None)
-        key = (what, event.where, event.vcpu, event.task, event.cr3, event.thread)
+        mark = event.data if event.kind == "mark" else b""
+        key = (what, event.where, event.vcpu, event.task, event.cr3, event.thread, mark)
         known = self._known.get(key)
         if known is None:
             if len(self._known) >= _KNOWN_MAX:
@@ -173,18 +174,18 @@ class PerfettoSink:
     def _shape(self, event: TraceEvent, out: list[bytes]) -> tuple[bytes, bytes, bytes]:
         """What an event has in common with others: its beginning, that of an inner slice or b"", its end."""
         kind = _number(9, _INSTANT if event.duration_ns is None else _BEGIN)
-        track = _number(11, self._track(out, *_place(event)))
-        name = _number(10, self._names.number(_title(event), out))
+        place = _number(11, self._track(out, *track(event)))
+        name = _number(10, self._names.number(title(event), out))
         notes = b"".join(self._note(key, value_text(key, value), out) for key, value in event.args)
         if event.where:
             notes += self._note("at", event.where, out)
         if event.cr3 is not None:
             notes += self._note("cr3", f"{event.cr3:#x}", out)
-        end = _number(9, _END) + track
+        end = _number(9, _END) + place
         if event.kind != "hypercall" or event.duration_ns is None:
-            return kind + track + name + notes, b"", end
+            return kind + place + name + notes, b"", end
         outer = _number(10, self._names.number(event.via, out))
-        return kind + track + outer, kind + track + name + notes, end
+        return kind + place + outer, kind + place + name + notes, end
 
     def _more(self, event: TraceEvent, out: list[bytes]) -> bytes:
         """What every event has for itself."""
@@ -239,22 +240,3 @@ def _at(ns: int, event: bytes) -> bytes:
     return (
         b"\x0a" + _LENGTHS[len(when) + len(length) + len(event) + len(_TAIL)] + when + length + event + _TAIL
     )
-
-
-def _place(event: TraceEvent) -> tuple[str, ...]:
-    """The track that an event belongs to."""
-    if event.kind == "syscall":
-        return "guest processes", event.task or f"cr3 {event.cr3 or 0:#x}"
-    if event.vcpu is None:
-        return event.thread or "pykvm", event.layer
-    return f"vCPU {event.vcpu}", event.layer
-
-
-def _title(event: TraceEvent) -> str:
-    """A slice's name: short, and the same for what belongs together."""
-    if event.kind == "mark":
-        return f"mark {int.from_bytes(event.data, 'little'):#04x}"
-    if event.kind in ("exit", "step") and event.args and event.args[0][0] == "way":
-        found = dict(event.args)
-        return f"{event.name} {found['way']} {found.get('device', 'nobody')}"
-    return event.name

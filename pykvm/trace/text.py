@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pykvm.trace.event import TraceEvent
 
-__all__ = ["bytes_text", "describe", "duration_text", "result_text", "value_text"]
+__all__ = ["bytes_text", "describe", "duration_text", "result_text", "title", "track", "value_text"]
 
 _HEX = frozenset(
     "port gpa gva msr pc address entry suberror hardware_reason number arg0 arg1 arg2 arg3".split()
@@ -104,3 +104,25 @@ def _access(event: TraceEvent) -> str:
     is_letter = size == 1 and (0x20 <= value < 0x7F or value in b"\r\n")
     letter = f" '{bytes_text(event.data)}'" if is_letter else ""
     return f"{text} {arrow} {value:#0{2 * size + 2}x}{letter}"
+
+
+def track(event: TraceEvent) -> tuple[str, str]:
+    """Where a timeline shows the event: a group, and the track in it.
+
+    Syscalls have a track for each process, because those of several processes overlap on one vCPU.
+    """
+    if event.kind == "syscall":
+        return "guest processes", event.task or f"cr3 {event.cr3 or 0:#x}"
+    if event.vcpu is None:
+        return event.thread or "pykvm", event.layer
+    return f"vCPU {event.vcpu}", event.layer
+
+
+def title(event: TraceEvent) -> str:
+    """The event's name on a timeline: short, and the same for what belongs together."""
+    if event.kind == "mark":
+        return f"mark {int.from_bytes(event.data, 'little'):#04x}"
+    if event.kind == "exit" and event.args and event.args[0][0] == "way":
+        found = dict(event.args)
+        return f"{event.name} {found['way']} {found.get('device', 'nobody')}"
+    return event.name

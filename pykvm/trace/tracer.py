@@ -74,7 +74,6 @@ class Tracer:
         self._sources: list[Source] = []
         self._held: list[TraceEvent] = []
         self._until: dict[int, int] = {}
-        self._about: TraceAbout | None = None
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._main, name="tracer", daemon=True)
         self.troubles: list[str] = []
@@ -96,8 +95,9 @@ class Tracer:
     # ---- the run
 
     def start(self, about: TraceAbout) -> None:
-        """Begin to read. The sinks are opened while the guest runs already: its time is not ours."""
-        self._about = about
+        """Open the sinks and begin to read."""
+        for outlet in self._outlets:
+            self._try(outlet, lambda sink: sink.open(about))
         self._thread.start()
 
     def finish(self, notes: Sequence[TraceEvent] = ()) -> None:
@@ -119,10 +119,6 @@ class Tracer:
             self._try(outlet, lambda sink: sink.close(result), always=True)
 
     def _main(self) -> None:
-        about = self._about
-        if about:
-            for outlet in self._outlets:
-                self._try(outlet, lambda sink: sink.open(about))
         pause_s = 0.0
         while not self._over.wait(pause_s):
             pause_s = 0.0 if self._turn() else _POLL_S
