@@ -22,8 +22,11 @@ __all__ = ["BuildExt", "SourceDist", "make_ffi"]
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "pykvm"
 INCLUDE = ROOT / "guests" / "include"
-C_SOURCES = ("vcpu_run.c", "trace_record.c", "guest_bytes.c")
-OWN_HEADERS = (INCLUDE / "hypercall_abi.h", INCLUDE / "paravirt_boot.h", PACKAGE / "vcpu_run.h")
+C_SOURCES = ("vcpu_run.c", "trace_record.c", "guest_bytes.c", "syscall_tap.c")
+OWN_HEADERS = (
+    *(INCLUDE / "hypercall_abi.h", INCLUDE / "paravirt_boot.h"),
+    *(PACKAGE / "vcpu_run.h", PACKAGE / "syscall_tap.h"),
+)
 # the members of kvm_run's union that Python looks at
 RUN_VIEWS = "hw fail_entry ex io debug.arch mmio hypercall internal system_event eoi msr".split()
 
@@ -36,6 +39,7 @@ PRELUDE = """
 #include "hypercall_abi.h"
 #include "paravirt_boot.h"
 #include "vcpu_run.h"
+#include "syscall_tap.h"
 #define RUN_UNION_OFFSET offsetof(struct kvm_run, hw)
 #define RUN_SYNC_REGS_OFFSET offsetof(struct kvm_run, s)
 #define ROUTING_UNION_OFFSET offsetof(struct kvm_irq_routing_entry, u)
@@ -76,8 +80,7 @@ def _declarations(header: Path) -> str:
     constants = re.findall(r"^#define (\w+) +\S", text, re.MULTILINE)
     text = re.sub(r"^#.*$", "", text, flags=re.MULTILINE)
     text = re.sub(r"__attribute__\(\(\w+\(\d+\)\)\)", "", text)
-    for name in ("FAST_PORTS_MAX", "GUEST_SLOTS_MAX", "EXIT_REASONS_MAX + 1"):
-        text = text.replace(f"[{name}]", "[...]")
+    text = re.sub(r"\[[A-Z][^\]]*\]", "[...]", text)  # sizes by name: the C compiler knows them
     return "\n".join(f"#define {name} ..." for name in constants) + text
 
 
@@ -117,8 +120,8 @@ class BuildExt(build_ext):
         make_ffi().emit_c_code(str(generated))
         (extension,) = self.extensions
         extension.sources = [str(generated), *(f"pykvm/{name}" for name in C_SOURCES)]
-        headers = [str(header.relative_to(ROOT)) for header in OWN_HEADERS]
-        extension.depends = ["pykvm/kvm_api.cdef", *headers]
+        extension.depends = [str(header.relative_to(ROOT)) for header in OWN_HEADERS]
+        extension.depends += ["pykvm/kvm_api.cdef"]
         extension.include_dirs = [str(PACKAGE), str(INCLUDE)]
         extension.extra_compile_args = [
             "-O2",

@@ -32,6 +32,7 @@ I/O ports; those in brackets sit on the testdev board alone, where 0xe8-0xeb tak
     0x0092         system control A    0x00e9         debug console    [0x0510-0x0511  fw_cfg]
     0x0cf9         reset control       0x00f4-0x00f7  debug exit       [0x2000-0x2017  interrupt lines]
    [0x0cf8 0x0cfc  empty PCI bus]      0x510c-0x510f  hypercall
+    0x00ee         syscall tap: free unless a tap is on, and written by nobody who knows it
 """
 
 from __future__ import annotations
@@ -70,6 +71,7 @@ __all__ = [
     "RESET_CONTROL",
     "RESET_VECTOR",
     "RTC_GSI",
+    "SYSCALL_TAP",
     "SYSTEM_CONTROL_A",
     "TESTDEV_FLUSH",
     "TESTDEV_IOMEM",
@@ -109,6 +111,7 @@ TESTDEV_LATCH = range(0xE0, 0xE4)
 TESTDEV_FLUSH = range(0xE4, 0xE8)  # the gpa of a page to unmap and map again
 TESTDEV_LATCH_BYTES = range(0xE8, 0xEC)  # the same latch, taken byte by byte; in place of DEBUG_CONSOLE
 DEBUG_CONSOLE = range(0xE9, 0xEA)
+SYSCALL_TAP = range(0xEE, 0xEF)  # the OUT that a syscall tap puts into the guest's kernel
 DEBUG_EXIT = range(0xF4, 0xF8)  # isa-debug-exit: the guest's value v ends the run with (v << 1) | 1
 COM1 = range(0x3F8, 0x400)
 PLAIN_EXIT = range(0x500, 0x504)  # the guest's value is the exit code, as it is

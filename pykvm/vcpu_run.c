@@ -16,6 +16,7 @@
 #include <unistd.h>
 
 #include "hypercall_abi.h"
+#include "syscall_tap.h"
 
 #ifndef ENTER_GUEST /* the sanitizer test puts an invented kernel here */
 #define ENTER_GUEST(fd) ioctl(fd, KVM_RUN, 0)
@@ -100,6 +101,8 @@ static enum answer do_fast_port(struct exit_loop *loop, struct trace_record *rec
             return FOR_PYTHON;
         memcpy(&gpa, data, sizeof gpa);
         return do_hypercall(loop, record, gpa);
+    case VERB_TAP:
+        return tap_answer(loop) ? ANSWERED : FOR_PYTHON;
     default:
         return FOR_PYTHON;
     }
@@ -122,6 +125,12 @@ static enum answer answer_exit(struct exit_loop *loop, struct trace_record *reco
     if (is_counted_step(loop)) {
         if (record)
             record->verb = VERB_STEP;
+        return ANSWERED;
+    }
+    if (run->exit_reason == KVM_EXIT_DEBUG && loop->shared->tap && tap_answer(loop)) {
+        loop->fast_exits++;
+        if (record)
+            record->verb = VERB_TAP;
         return ANSWERED;
     }
     if (run->exit_reason != KVM_EXIT_IO)

@@ -28,6 +28,7 @@ enum fast_verb {
     VERB_DOORBELL = 3,  /* signal the port's eventfd, once per repetition */
     VERB_HYPERCALL = 4, /* the gpa of a struct hypercall; what C does not know goes to Python */
     VERB_STEP = 5,      /* no port's: a single step that is only recorded */
+    VERB_TAP = 6,       /* the syscall tap: an OUT in place of an instruction, or a breakpoint */
 };
 
 enum ring_mode {
@@ -105,6 +106,8 @@ struct guest_slot {
 #define GUEST_SLOTS_MAX 64
 #define EXIT_REASONS_MAX 64
 
+struct syscall_tap; /* syscall_tap.h */
+
 /* One per machine, read by all its vCPUs. Python changes it only while none of them runs. */
 struct loop_shared {
     uint8_t fast_index[65536]; /* port -> index in fast_ports; 0: not fast */
@@ -112,6 +115,7 @@ struct loop_shared {
     struct guest_slot slots[GUEST_SLOTS_MAX]; /* sorted by gpa */
     uint32_t slot_count;
     struct byte_ring console; /* what HC_CONSOLE_WRITE appends to */
+    struct syscall_tap *tap;  /* syscall_tap.h; NULL: none */
 };
 
 /* The exit that Python has not seen yet, because a ring was full or because it has just come. */

@@ -14,6 +14,7 @@ static int invented_run(int fd);
 #include "vcpu_run.c"
 #include "trace_record.c"
 #include "guest_bytes.c"
+#include "syscall_tap.c"
 
 #include <poll.h>
 #include <pthread.h>
