@@ -9,6 +9,8 @@ from harness.needs import (
     pytest_report_header,
     pytest_report_teststatus,
     pytest_runtest_setup,
+    pytest_sessionfinish,
+    pytest_sessionstart,
     pytest_terminal_summary,
 )
 
@@ -19,5 +21,7 @@ __all__ = [
     "pytest_report_header",
     "pytest_report_teststatus",
     "pytest_runtest_setup",
+    "pytest_sessionfinish",
+    "pytest_sessionstart",
     "pytest_terminal_summary",
 ]

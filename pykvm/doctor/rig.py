@@ -35,13 +35,11 @@ from pykvm.vm import Vm
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["SPIN_LIMIT_S", "WAIT_LIMIT_S", "Rig", "UnexpectedExitError"]
+__all__ = ["Rig", "UnexpectedExitError"]
 
-SPIN_LIMIT_S = 1.0
-"""CPU time that one KVM_RUN of a probe may take; a thousand times what the longest needs."""
-WAIT_LIMIT_S = 10.0
-"""Wall time that one KVM_RUN may take: the limit of those that sleep, generous for a busy host."""
-
+_SPIN_LIMIT_S = 1.0  # CPU time that one KVM_RUN may take: a hundred times what the longest needs
+_WAIT_LIMIT_S = 10.0  # wall time that one may take: the limit of those that sleep
+_SET_UPS = 300  # both are at least that many times what it took to make the VM: a measure of the host
 _NO_EXIT = (LoopResult.SIGNAL, LoopResult.KICKED)  # the process was stopped for a while, perhaps
 _MEMORY_BYTES = 4 << 20
 _EXTRA_BYTES = 64 << 10  # the slot that probe.h calls EXTRA
@@ -54,8 +52,8 @@ class UnexpectedExitError(PykvmError):
 class Rig:
     """A VM with a probe's guest in it, to be entered step by step.
 
-    A KVM_RUN that takes longer than SPIN_LIMIT_S or WAIT_LIMIT_S ends the whole process by SIGPROF or
-    SIGALRM: probes run in processes of their own.
+    A KVM_RUN that spins or sleeps for too long ends the whole process, by SIGPROF or SIGALRM: probes run in
+    processes of their own.
     """
 
     def __init__(self, guest: str, mode: str = "long64", *, irqchip: bool = False, vcpus: int = 1) -> None:
@@ -66,6 +64,7 @@ class Rig:
         self.stage = 0
         self.stage_ns = 0
         self.end_ns = 0
+        since = time.perf_counter()
         self._vcpus: list[Vcpu] = []
         self._count = vcpus
         suffix = "bin" if mode == "real16" else "elf"
@@ -76,6 +75,7 @@ class Rig:
             self.vm = stack.enter_context(Vm(self.kvm))
             self._set_up(irqchip=irqchip)
             self._stack = stack.pop_all()
+        self._limit_s = _SET_UPS * (time.perf_counter() - since)
 
     def _set_up(self, *, irqchip: bool) -> None:
         self._placement = place(self._image, self.memory, cmdline="", modules=[])
@@ -156,8 +156,8 @@ class Rig:
     def enter(self) -> Exit:
         """Run the guest to its next exit. Raises KvmError if KVM_RUN fails."""
         vcpu = self.vcpu
-        signal.setitimer(signal.ITIMER_PROF, SPIN_LIMIT_S)
-        signal.setitimer(signal.ITIMER_REAL, WAIT_LIMIT_S)
+        signal.setitimer(signal.ITIMER_PROF, max(_SPIN_LIMIT_S, self._limit_s))
+        signal.setitimer(signal.ITIMER_REAL, max(_WAIT_LIMIT_S, self._limit_s))
         try:
             while (result := vcpu.enter()) in _NO_EXIT:
                 pass

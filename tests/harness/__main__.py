@@ -62,7 +62,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="seconds for unit, native and lab each (default: %(default)s)",
     )
     parser.add_argument(
-        "--lab-limit", type=float, default=480, help="seconds for each lab (default: %(default)s)"
+        "--lab-limit", type=float, default=600, help="seconds for each lab (default: %(default)s)"
     )
     parser.add_argument("tests", nargs="*", default=[_KVM_TESTS], help="KVM tests to run (default: all)")
     options = parser.parse_args(arguments)

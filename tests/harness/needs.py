@@ -7,7 +7,9 @@ the collected tests name.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import signal
+import threading
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -23,6 +25,8 @@ __all__ = [
     "pytest_report_header",
     "pytest_report_teststatus",
     "pytest_runtest_setup",
+    "pytest_sessionfinish",
+    "pytest_sessionstart",
     "pytest_terminal_summary",
 ]
 
@@ -31,6 +35,7 @@ NOT_HERE = "not here: "
 
 _NEEDED: pytest.StashKey[set[str]] = pytest.StashKey()
 _ANSWER: pytest.StashKey[dict[str, Outcome] | str] = pytest.StashKey()
+_BEFORE: pytest.StashKey[Any] = pytest.StashKey()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -48,6 +53,19 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "needs(name, …): probes of `pykvm doctor` that must work here; 'a|b' is met by either"
     )
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Let SIGTERM, which is what a time limit sends, end the session as Ctrl-C does: with its reports."""
+    if threading.current_thread() is threading.main_thread():
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        session.config.stash[_BEFORE] = before
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Give SIGTERM back."""
+    if _BEFORE in session.config.stash:
+        signal.signal(signal.SIGTERM, session.config.stash[_BEFORE])
 
 
 def pytest_report_header() -> str:

@@ -116,7 +116,8 @@ class Workshop:
 
     def _pytest(self, place: str, arguments: Sequence[str]) -> list[str]:
         report = self.folder / f"{place}.xml"
-        return [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--junitxml={report}", *arguments]
+        options = ["-p", "no:cacheprovider", "--durations=15", f"--junitxml={report}"]
+        return [sys.executable, "-m", "pytest", *options, *arguments]
 
     def _recorded(self, place: str, start: Callable[[], int]) -> Run:
         report = self.folder / f"{place}.xml"

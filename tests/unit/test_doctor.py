@@ -49,7 +49,7 @@ REPORT = Report(
         "ring3_code": works(),
         "ring3_syscall": differs("still in ring 3"),
         "ring3_syscall_by_pf": works(),
-        "smp": Outcome(Result.HANGS, "slept"),
+        "smp": Outcome(Result.HANGS, "sleeps"),
     },
 )
 
@@ -115,8 +115,8 @@ def test_child_gives_its_outcome() -> None:
         (_raise(KvmError(errno.EINVAL, "KVM_RUN")), Result.FAILS, "KVM_RUN: Invalid argument"),
         (_raise(UnexpectedExitError("triple fault")), Result.FAILS, "triple fault"),
         (_raise(ZeroDivisionError("oh")), Result.BROKEN, "ZeroDivisionError: oh"),
-        (_kill(signal.SIGPROF), Result.HANGS, "spun"),
-        (_kill(signal.SIGALRM), Result.HANGS, "slept"),
+        (_kill(signal.SIGPROF), Result.HANGS, "spins"),
+        (_kill(signal.SIGALRM), Result.HANGS, "sleeps"),
         (_kill(signal.SIGKILL), Result.BROKEN, "SIGKILL"),
         (_leave, Result.BROKEN, "status 3"),
     ],
@@ -155,8 +155,8 @@ def test_need_is_met_by_all_names_or_any_alternative() -> None:
     """Needs that are met are left out; the others come with every alternative's reason."""
     assert lacking(["pio", "ring3_syscall|ring3_syscall_by_pf"], REPORT.probes) == {}
     assert lacking(["smp", "pio", "ring3_syscall|smp"], REPORT.probes) == {
-        "smp": "hangs: slept",
-        "ring3_syscall|smp": "differs: still in ring 3; hangs: slept",
+        "smp": "hangs: sleeps",
+        "ring3_syscall|smp": "differs: still in ring 3; hangs: sleeps",
     }
 
 
@@ -175,7 +175,7 @@ def test_findings_say_what_stands_in() -> None:
     """Only features whose probes ran are judged; an alternative that is used is named."""
     found = {finding.name: finding for finding in findings(REPORT.probes)}
     assert found["system calls of ring 3"].by == ("ring3_syscall_by_pf",)
-    assert found["guests with several CPUs"].lacks == {"smp": "hangs: slept"}
+    assert found["guests with several CPUs"].lacks == {"smp": "hangs: sleeps"}
     assert found["hypercalls by OUT"].lacks == {}
     assert "an unmodified Linux" not in found
 
@@ -253,7 +253,7 @@ def test_report_travels_as_json() -> None:
     assert {
         "name": "guests with several CPUs",
         "works": False,
-        "lacks": {"smp": "hangs: slept"},
+        "lacks": {"smp": "hangs: sleeps"},
         "by": [],
     } in found["features"]
 
@@ -278,7 +278,7 @@ def test_reports_side_by_side() -> None:
     assert lines[1].split() == ["here", "amd"]
     assert any(line.split() == ["pio", "works", "-"] for line in lines)
     assert any("8.21 µs" in line and line.endswith("-") for line in lines)
-    assert any(line.split() == ["here", "smp", "hangs", "slept"] for line in lines)
+    assert any(line.split() == ["here", "smp", "hangs", "sleeps"] for line in lines)
 
 
 def test_unknown_probe_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import xml.etree.ElementTree as ET
 from typing import TYPE_CHECKING
 
@@ -126,3 +127,21 @@ def test_marker_is_documented(project: pytest.Pytester) -> None:
     """pytest --markers tells how to use it."""
     run(project, "--markers").stdout.fnmatch_lines(["@pytest.mark.needs(name, *"])
     assert needs.NOT_HERE == "not here: "
+
+
+def test_sigterm_ends_a_session_with_its_reports(project: pytest.Pytester) -> None:
+    """A run whose time is over tells of the tests that were through."""
+    project.makepyfile(
+        test_z="""
+        import os, signal
+        def test_stops(): os.kill(os.getpid(), signal.SIGTERM)
+        def test_never(): pass
+        """
+    )
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        run(project, "--junitxml=out.xml")
+    assert signal.getsignal(signal.SIGTERM) == before
+    names = [c.get("name") for c in ET.parse(project.path / "out.xml").iter("testcase")]  # noqa: S314 - ours
+    assert "test_unit" in names
+    assert "test_never" not in names
