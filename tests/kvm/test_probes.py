@@ -11,7 +11,12 @@ import pytest
 from pykvm.doctor import PROBES, Report, Result, probe
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.needs(name)) for name in PROBES])
+# Debian's kernels, of which the labs are made, are built without CONFIG_KVM_XEN; pykvm does not use it.
+_NOWHERE = frozenset({"xen_hvm"})
+_NAMES = [pytest.param(name, marks=pytest.mark.needs(name)) for name in PROBES if name not in _NOWHERE]
+
+
+@pytest.mark.parametrize("name", _NAMES)
 def test_works_somewhere(name: str) -> None:
     """Each probe finds what it looks for in at least one of the places where tests run."""
     assert probe([name])[name].result is Result.WORKS
