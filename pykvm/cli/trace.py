@@ -49,7 +49,7 @@ def _list(name: str, target: str, metavar: str, text: str) -> Callable[[Any], An
 )
 @click.option("-q", "--quiet", is_flag=True, help="Do not say at the end how the run ended.")
 def command(image: str, quiet: bool, drop_records: bool, **options: Any) -> int:
-    r"""Run IMAGE and show what it asks for: every exit, hypercall and syscall, in order of time.
+    """Run IMAGE and show what it asks for: every exit, hypercall and syscall, in order of time.
 
     Live lines go to stderr, as those of strace do; what the guest prints goes to stdout. Nothing is lost: a
     guest that is faster than the reader waits for it. Each line names the layer that does the work, and
@@ -66,7 +66,7 @@ def command(image: str, quiet: bool, drop_records: bool, **options: Any) -> int:
       pykvm trace 05_hypercall --only hypercall
       pykvm trace -o hello.html 01_hello --disasm
       pykvm trace -o - --format jsonl 01_hello | jq .name
-    """
+    """  # noqa: D301 - click wants the \b itself
     from pykvm.trace.command import TraceOptions, trace_image
 
     names = set(TraceOptions._fields)
