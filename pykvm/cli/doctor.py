@@ -34,7 +34,7 @@ def _complete_probe(ctx: click.Context, param: click.Parameter, incomplete: str)
 @click.option("--labs", is_flag=True, help="Ask the KVMs of both labs too, and show all side by side.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def command(probes: tuple[str, ...], everything: bool, quick: bool, labs: bool, as_json: bool) -> int:
-    r"""Say what this machine's KVM can do.
+    """Say what this machine's KVM can do.
 
     Tells which KVM this is and what it claims (KVM_CHECK_EXTENSION), then tries: each probe boots a tiny
     guest in a process of its own, with a time limit, because some KVMs hang where others answer. Name
@@ -58,7 +58,7 @@ def command(probes: tuple[str, ...], everything: bool, quick: bool, labs: bool, 
       pykvm doctor
       pykvm doctor ring3_syscall && echo SYSCALL works
       pykvm doctor --json | jq .probes.smp
-    """
+    """  # noqa: D301 - click wants the \b itself
     from pykvm.doctor import examine
 
     names = [] if quick else list(probes) or None
