@@ -621,6 +621,7 @@ class Machine:
             own_ns=clock.duration_ns(sum(loop.own_ticks for loop in loops)),
             answer_ns=clock.duration_ns(sum(loop.answer_ticks for loop in loops)),
             wait_ns=clock.duration_ns(sum(loop.wait_ticks for loop in loops)),
+            skipped_steps=sum(_skipped(loop.steps, loop.step_period) for loop in loops),
             entries=sum(loop.entries for loop in loops),
             exits=sum(loop.exits for loop in loops),
             fast_exits=sum(loop.fast_exits for loop in loops),
@@ -636,6 +637,11 @@ class Machine:
             except KvmError:  # a vCPU whose state KVM can't tell any more
                 continue
         return tuple(found)
+
+
+def _skipped(steps: int, period: int) -> int:
+    """How many of so many single steps have no record: of every `period` the first has one."""
+    return steps * (period - 1) // period if period else 0
 
 
 _DEFAULT = MachineSpec()

@@ -145,6 +145,7 @@ class RunStats:
 
     `guest_ns` is the time inside KVM_RUN, `own_ns` the exit loop's own, `answer_ns` that from exits to the
     guest going on (the exit loop's, Python's and `wait_ns`, in which a vCPU waited for the trace's reader).
+    `skipped_steps` of the `exits` are single steps between those that a trace asked for; they have no record.
     """
 
     wall_ns: int
@@ -157,6 +158,7 @@ class RunStats:
     dropped_records: int
     answer_ns: int = 0
     wait_ns: int = 0
+    skipped_steps: int = 0
 
     @property
     def own_ns_per_exit(self) -> float:

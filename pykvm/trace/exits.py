@@ -1,7 +1,8 @@
 """The first producer: each vCPU's exits, from the records of the C loop to events.
 
 One record becomes one event: kind "hypercall" for a call of the paravirtual ABI and for VMCALL, "mark" for a
-byte at the POST port, "step" for a sampled instruction, "exit" for everything else.
+byte at the POST port, "step" for a sampled instruction, "exit" for everything else. A step stands in the
+layer of the guest, which executes the instruction; its duration is what its exit took.
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ _BACKLOG = 4
 _MARGIN_NS = 50_000  # between the TSC being read in C and being seen here
 _LONGEST_WAIT_S = 0.05
 
+_USER = 3
 _FLAGS_AT, _TEXT_BYTES_AT = 51, 55
 
 _Args = tuple[tuple[str, int | str], ...]
@@ -212,6 +214,7 @@ class ExitSource:
             # fmt: on
             via, kind, name, args, length = shape_of((reason, address, size, count, flags & _WRITE, verb))
             result: int | None = None
+            layer = "pykvm" if kind != "step" else "guest user" if cpl == _USER else "guest kernel"
             shown = data[:length]
             if flags & _CALLED or text_bytes:
                 record = view[at : at + RECORD_BYTES]
@@ -220,7 +223,7 @@ class ExitSource:
             event = (
                 base_ns + (since * rate >> FRACTION) if since >= 0 else older(left),
                 kind,
-                "pykvm",
+                layer,
                 name,
                 (resume - left) * rate >> FRACTION,
                 vcpu,

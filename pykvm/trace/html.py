@@ -153,9 +153,10 @@ class _Block:
         return self._shapes.add(key, _about(event)) if found is None else found
 
     def _text(self, event: TraceEvent) -> int:
-        key = (event.kind, event.name, event.args, event.result, event.data, event.via)
+        code = event.code if event.kind == "step" else ""
+        key = (event.kind, event.name, event.args, event.result, event.data, event.via, code)
         found = self._texts.index(key)
-        return self._texts.add(key, describe(event._replace(code=""))) if found is None else found
+        return self._texts.add(key, describe(event)) if found is None else found
 
 
 def _about(event: TraceEvent) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Self, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from pykvm._native import ffi
 from pykvm.boot import symbols
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pykvm.boot.image import Symbol
     from pykvm.machine import Machine
     from pykvm.result import RunResult
+    from pykvm.trace.disasm import SourceLines
     from pykvm.trace.event import Sink, Source, TraceEvent
     from pykvm.trace.select import Selection
     from pykvm.vcpu import Vcpu
@@ -47,7 +48,9 @@ class Recorder:
         self.disassemble = False
         self.step = 0
         self._exits: list[ExitSource] = []
+        self._loops: list[Any] = []
         self._is_finished = False
+        self._lines: SourceLines | None = None
 
     def add_sink(self, sink: Sink | _Function, selection: Selection | None) -> None:
         """Send events to a sink or a function."""
@@ -68,13 +71,22 @@ class Recorder:
         image = machine.image
         names = ExitNames(machine.ports, machine.mmio, _places(_symbols(machine.source)))
         clock = RunningClock()
+        describe = self._disassembler(machine) if self.disassemble or self.step else None
         for vcpu, ring, kept in zip(machine.vcpus, rings, keep, strict=True):
-            whole = machine.spec.trace
             source = ExitSource(
-                vcpu.loop, ring, clock=clock, names=names, keep=kept.append if whole else _newest(kept)
+                vcpu.loop,
+                ring,
+                clock=clock,
+                names=names,
+                keep=kept.append if machine.spec.trace else _newest(kept),
+                describe=describe,
             )
             self._exits.append(source)
             self.tracer.add_source(source)
+            if self.step:
+                vcpu.loop.step_period = self.step
+                vcpu.guest_debug(step=True)
+                self._loops.append(vcpu.loop)
         about = TraceAbout(
             image=Path(image.name).name if image else "",
             vcpus=len(machine.vcpus),
@@ -83,6 +95,14 @@ class Recorder:
             kvm=machine.kvm.module(),
         )
         self.tracer.start(about)
+
+    def _disassembler(self, machine: Machine) -> Callable[[memoryview], str]:
+        from pykvm.trace.disasm import Disassembler, SourceLines  # noqa: PLC0415 - capstone takes 50 ms
+
+        if isinstance(machine.source, Path):
+            self._lines = SourceLines(machine.source)
+            return Disassembler(machine.memory.read, self._lines)
+        return Disassembler(machine.memory.read)
 
     def drain(self, number: int, is_over: Callable[[], bool]) -> None:
         """The ring of vCPU `number` is full; called by its thread, which may wait until `is_over`."""
@@ -105,7 +125,11 @@ class Recorder:
     def __exit__(self, *exc: object) -> None:
         """Close all sinks, with `result` if there is one; what went wrong stands in `warnings`."""
         self.finish()
+        if self._lines:
+            self._lines.close()
         self.tracer.close(self.result)
+        if self.step and not any(loop.steps for loop in self._loops):
+            self.tracer.troubles.append("this KVM did not single-step: no instruction could be sampled")
         self.warnings = tuple(self.tracer.troubles)
 
 

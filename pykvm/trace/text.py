@@ -65,8 +65,7 @@ def describe(event: TraceEvent) -> str:
         return event.name
     if kind == "mark":
         return f"mark {int.from_bytes(event.data, 'little'):#04x}"
-    text = _access(event) if event.via in ("IO", "MMIO") else _plain(event)
-    return f"{text}   {event.code}" if event.code else text
+    return _access(event) if event.via in ("IO", "MMIO") else _plain(event)
 
 
 def _call(event: TraceEvent) -> str:

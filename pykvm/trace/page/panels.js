@@ -110,7 +110,7 @@ class Panels {
   // ---- totals
 
   totals(from, to) {
-    const { layers, names } = this.model.totals(from, to), span = to - from;
+    const { layers, names } = this.model.totals(from, to), span = (to - from) * this.model.about.vcpus;
     const body = [...layers].filter(([, ns]) => ns > 0).map(([layer, ns]) => this.share(layer, ns, span, `hsl(${HUES[layer]} 52% 50%)`));
     fill(document.getElementById("layers"), ["", "", "time", "of what is shown"], body);
     fill(document.getElementById("names"), ["", "count", "time", "mean", "p50", "p99", "most"], names.slice(0, 200).map((entry) => this.name(entry)));
