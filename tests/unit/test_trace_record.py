@@ -37,7 +37,7 @@ class Vcpu:
     def opens(self, rip: int = 0) -> bool:
         """An exit has come: whether its record found room, or was dropped."""
         self.view.synced.regs.rip = rip
-        self.loop.enter_tsc, self.loop.exit_tsc = self.now, self.now + 10
+        self.loop.stay_tsc, self.loop.exit_tsc = self.now, self.now + 10
         self.now += 30
         return bool(lib.record_open(self.loop))
 
