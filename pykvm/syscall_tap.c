@@ -145,6 +145,8 @@ static void fill(struct tap_record *record, const struct saved_registers *saved,
     record->rip = saved->ip, record->rsp = saved->sp;
     if (site->abi == TAP_32)
         record->number = (uint64_t)(int32_t)saved->number;
+    if (site->abi == TAP_32 && site->kind == TAP_CALL && (int32_t)saved->number == -1)
+        record->number = (uint32_t)saved->ax; /* an INT 0x80 that Linux has not put down yet */
 }
 
 /* A signal's handler starts with RDX at the frame's ucontext (arch/x86/kernel/signal.c), where Linux has

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import cache
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,6 +22,7 @@ ABIS = {lib.TAP_64: "x86-64", lib.TAP_32: "i386"}
 _TASKS_MAX = 1 << 16  # the guest chooses what tells tasks apart
 _SOON_NS = 100_000_000  # half of the tracer's window: what takes longer is told before it is over
 _SMALL = 1 << 20
+_MARGIN_NS = 1_000_000  # a record is stamped before it is put into the ring
 _SYSCALL_BYTES = 2
 _NEVER = 1 << 63
 _BY_TIME = itemgetter(0)
@@ -103,7 +105,7 @@ class CallMatcher:
             if len(self._open) >= _TASKS_MAX:
                 self._end(next(iter(self._open)), put)
             self._open[record.task] = record, self._ns(record.tsc)
-            if record.words and record.words.result == "?":
+            if record.number in _never_return(record.abi):
                 self._end(record.task, put)
             return
         self.returns += 1
@@ -132,6 +134,13 @@ class CallMatcher:
         if found and task not in self._told:
             put(_event(*found))
         self._told.discard(task)
+
+
+@cache
+def _never_return(abi: int) -> frozenset[int]:
+    """The numbers of the calls that end the task: their words have a result from the beginning."""
+    made = ((number, describe(number, (), read=_nothing, abi=ABIS[abi])) for number in range(lib.TAP_NUMBERS))
+    return frozenset(number for number, words in made if words.result)
 
 
 def _nothing(_gva: int, _size: int) -> bytes:
@@ -188,11 +197,21 @@ def _error(result: int) -> str:
 class CallSource:
     """The tap's events as a Source of the tracer's; see pykvm.trace.event."""
 
-    def __init__(self, take: Callable[[], Sequence[Record]], look: Callable[[], Sequence[str]]) -> None:
-        """`take` gives new records; `look`, called at each turn, the tap's own remarks."""
+    def __init__(
+        self,
+        take: Callable[[], Sequence[Record]],
+        look: Callable[[], Sequence[str]],
+        *,
+        unfinished: bool = False,
+    ) -> None:
+        """`take` gives new records; `look`, called at each turn, the tap's own remarks.
+
+        With `unfinished`, a call that takes long is told twice: without an end, and again with it. By
+        default it is told once, late.
+        """
         from pykvm.trace.clock import RunningClock  # noqa: PLC0415 - measures when it is made
 
-        self._take, self._look = take, look
+        self._take, self._look, self._unfinished = take, look, unfinished
         self._clock = RunningClock()
         self._clock.tick()
         self.matcher = CallMatcher(self._clock.ns)
@@ -206,9 +225,10 @@ class CallSource:
         records = self._take()
         self._clock.tick()
         self._feed(records, events.append)
-        self.matcher.tell_long(now - _SOON_NS, events.append)
+        if self._unfinished:
+            self.matcher.tell_long(now - _SOON_NS, events.append)
         events.sort(key=_BY_TIME)
-        return events, min(self.matcher.oldest_ns, now - 1_000_000)
+        return events, min(self.matcher.oldest_ns, now - _MARGIN_NS)
 
     def finish(self) -> Sequence[TraceEvent]:
         """See Source."""

@@ -18,17 +18,18 @@ costs two ioctls, and RSP as it is here tells which call it is that returns, on 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pykvm._native import lib
 from pykvm.errors import PykvmError
+from pykvm.paging import read_virtual
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from capstone import CsInsn
 
-__all__ = ["ENTRY_BYTES", "Site", "TapError", "find_sites"]
+__all__ = ["ENTRY_BYTES", "Site", "TapError", "find_sites", "gate_address", "stack_offset"]
 
 ENTRY_BYTES = 1024
 """How much code of an entry is looked at."""
@@ -38,6 +39,9 @@ _SAVE_STACK = {b"\x48\x89\xe7": "rdi", b"\x48\x89\xe6": "rsi"}  # mov %rsp, …
 _LOAD_RCX = b"\x48\x8b\x4c\x24\x58"  # mov 0x58(%rsp), %rcx: pt_regs.cx
 _LOAD_RIP = b"\x4c\x8b\x9c\x24\x80\x00\x00\x00"  # mov 0x80(%rsp), %r11: pt_regs.ip
 _TESTS = {b"\x84\xc0": 1, b"\x85\xc0": 4}  # test %al, %al; test %eax, %eax
+_LOAD_STACK = b"\x65\x48\x8b\x24\x25"  # mov %gs:…, %rsp
+_GATE_BYTES = 16
+_PRESENT = 1 << 47
 _ENDBR = b"\xf3\x0f\x1e\xfa"
 _SWAPGS = b"\x0f\x01\xf8"
 _ENDS = frozenset({"ret", "sysret", "sysretq", "sysexit", "iretq", "iret", "hlt", "ud2", "int3"})
@@ -85,6 +89,28 @@ def find_sites(address: int, code: bytes, abi: int) -> tuple[Site, Site]:
         f"syscall tap: in the {len(body)} instructions from the entry at {address:#x} on there is no call "
         "with the saved registers and then a return to user mode as pykvm knows them of Linux 4.17 to 6.x"
     )
+
+
+def stack_offset(code: bytes) -> int | None:
+    """Where below GS the entry in `code` finds the kernel's stack."""
+    at = code.find(_LOAD_STACK)
+    offset = code[at + len(_LOAD_STACK) : at + len(_LOAD_STACK) + 4]
+    return int.from_bytes(offset, "little") if at >= 0 and len(offset) == 4 else None
+
+
+def gate_address(read: Callable[[int, int], bytes], sregs: Any, vector: int) -> int:
+    """Where interrupt `vector` leads in long mode (SDM Vol. 3A, 6.14.1); 0 if nowhere.
+
+    `read` gives guest memory by gpa, `sregs` is struct kvm_sregs.
+    """
+    at = vector * _GATE_BYTES
+    if at + _GATE_BYTES - 1 > sregs.idt.limit:
+        return 0
+    tables = sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer
+    gate = int.from_bytes(read_virtual(read, *tables, sregs.idt.base + at, _GATE_BYTES), "little")
+    if not gate & _PRESENT:
+        return 0
+    return (gate & 0xFFFF) | (gate >> 48 & 0xFFFF) << 16 | (gate >> 64 & 0xFFFF_FFFF) << 32
 
 
 def _decode(address: int, code: bytes) -> list[CsInsn]:

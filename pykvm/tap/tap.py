@@ -22,13 +22,14 @@ from pykvm._native import ffi, lib
 from pykvm.errors import ConfigError, GuestAddressError, KvmError, UnclaimedIoError
 from pykvm.exits import DebugExit, MsrExit
 from pykvm.paging import read_virtual, walk
+from pykvm.tap.btf import task_layout
 from pykvm.tap.calls import ABIS, CallSource, Record
 from pykvm.tap.pause import Gate
-from pykvm.tap.sites import ENTRY_BYTES, Site, TapError, find_sites
+from pykvm.tap.sites import ENTRY_BYTES, Site, TapError, find_sites, gate_address, stack_offset
 from pykvm.trace.syscalls import SyscallText, describe, syscall_number
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from pykvm.machine import Machine
     from pykvm.vcpu import Vcpu
@@ -37,6 +38,9 @@ __all__ = ["METHODS", "SyscallTap"]
 
 METHODS = ("auto", "patch", "breakpoint")
 _LSTAR = 0xC000_0082
+_OTHERS = {0xC000_0083: "SYSCALL of 32-bit code", 0x176: "SYSENTER"}  # CSTAR, IA32_SYSENTER_EIP
+_INT80 = 0x80
+_KERNEL_BYTES = 128 << 20
 _RECORDS = 1 << 13
 _BACKLOG = 1 << 16
 _WAIT_S = 0.05
@@ -89,7 +93,9 @@ class SyscallTap:
         self._machine = machine
         self._lock = threading.RLock()
         self._patches: list[_Patch] = []
-        self._entries: dict[int, str] = {}
+        self._entries: dict[str, int] = {}
+        self._breakpoints: list[int] = []
+        self._sites: list[Site] = []
         self._wants_in = not wait
         self._notes: deque[str] = deque()
         self._records: deque[Record] = deque()
@@ -139,7 +145,7 @@ class SyscallTap:
             return
         machine.handlers[MsrExit] = self._on_msr
         try:
-            machine.vm.filter_msrs([_LSTAR])
+            machine.vm.filter_msrs([_LSTAR, *_OTHERS])
         except KvmError as error:
             del machine.handlers[MsrExit]
             self._note(f"this KVM does not tell when a guest sets its syscall entry ({error}); use attach()")
@@ -172,7 +178,12 @@ class SyscallTap:
             self._wants_in = True
             with self._gate.closed():
                 vcpu = self._machine.vcpus[0]
-                self._attach(vcpu, vcpu.get_msrs([_LSTAR]).get(_LSTAR, 0))
+                msrs = vcpu.get_msrs([_LSTAR, *_OTHERS])
+                if not msrs.get(_LSTAR):
+                    raise TapError(
+                        "syscall tap: the guest has set no entry for calls yet (MSR_LSTAR is 0); attach later"
+                    )
+                self._attach(vcpu, msrs)
 
     def detach(self) -> None:
         """Take the tap out: the guest's bytes and debug registers are as they were."""
@@ -181,21 +192,32 @@ class SyscallTap:
             with self._gate.closed():
                 self._detach()
 
-    def _attach(self, vcpu: Vcpu, entry: int) -> None:
-        """Attach by the tables of `vcpu`; every vCPU stands still."""
-        if not entry:
-            raise TapError(
-                "syscall tap: the guest has set no entry for system calls (MSR_LSTAR is 0); attach later"
-            )
-        if entry in self._entries:
-            return
-        self._detach()
+    def _attach(self, vcpu: Vcpu, msrs: Mapping[int, int]) -> None:
+        """Attach to the entries that `msrs` tell and INT 0x80, by the tables of `vcpu`; no vCPU runs.
+
+        Raises TapError for LSTAR's; the others, which hardly a program uses, become a note.
+        """
+        if (entry := msrs.get(_LSTAR, 0)) and self._entries.get("SYSCALL") != entry:
+            self._detach()
+            self._put("SYSCALL", entry, lib.TAP_64, vcpu)
+        others = {name: msrs.get(index, 0) for index, name in _OTHERS.items()}
+        others["INT 0x80"] = gate_address(self._machine.memory.read, vcpu.get_sregs(), _INT80)
+        for name, address in others.items():
+            if not address or not self._entries or self._entries.get(name) == address:
+                continue
+            try:
+                self._put(name, address, lib.TAP_32, vcpu)
+            except TapError as error:
+                self._entries[name] = address
+                self._note(f"{error}; {name} is not tapped")
+
+    def _put(self, name: str, entry: int, abi: int, vcpu: Vcpu) -> None:
         memory, sregs = self._machine.memory, vcpu.get_sregs()
         tables = sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer
         code = read_virtual(memory.read, *tables, entry, ENTRY_BYTES)
         if not code:
-            raise TapError(f"syscall tap: the guest's entry {entry:#x} (MSR_LSTAR) is in none of its pages")
-        sites = find_sites(entry, code, lib.TAP_64)
+            raise TapError(f"syscall tap: the guest's entry {entry:#x} ({name}) is in none of its pages")
+        sites = find_sites(entry, code, abi)
         patches = []
         for site in sites:
             first = walk(memory.read, *tables, site.address)
@@ -203,12 +225,29 @@ class SyscallTap:
             if not first or not last or last.gpa - first.gpa != len(site.code) - 1:
                 raise TapError(f"syscall tap: the instruction at {site.address:#x} lies on two pages")
             patches.append(_Patch(site, first.gpa))
+        if abi == lib.TAP_64:
+            self._find_tasks(patches[0].gpa, code)
+        self._publish(sites)
         if self.method == "patch":
             self._patch(patches)
         else:
             self._break(sites)
-        self._publish(sites)
-        self._entries = {entry: "SYSCALL"}
+        self._entries[name] = entry
+
+    def _find_tasks(self, gpa: int, code: bytes) -> None:
+        """Learn from the kernel's own description where its tasks and their names are."""
+        stack = stack_offset(code)
+        slot = next((slot for slot in self._machine.memory.slots if slot.gpa <= gpa < slot.end), None)
+        if self._tap.current_at != lib.TAP_NO_OFFSET or stack is None or slot is None:
+            return
+        low, high = max(gpa - _KERNEL_BYTES, slot.gpa), min(gpa + _KERNEL_BYTES, slot.end)
+        found = task_layout(slot.view[low - slot.gpa : high - slot.gpa], stack)
+        tap = self._tap
+        if found:
+            tap.name_at, tap.process_at, tap.thread_at = found.name, found.process, found.thread
+            tap.current_at = found.current
+        elif tap.process_count:
+            self._note("this kernel does not tell where its tasks are (it has no BTF): no process is chosen")
 
     def _patch(self, patches: list[_Patch]) -> None:
         memory = self._machine.memory
@@ -217,31 +256,39 @@ class SyscallTap:
                 raise TapError(f"syscall tap: the code at {patch.site.address:#x} has just changed")
         for patch in patches:
             memory.write(patch.gpa, patch.bytes)
-        self._patches = patches
+        self._patches += patches
 
     def _break(self, sites: Sequence[Site]) -> None:
+        wanted = [*self._breakpoints, *(site.address for site in sites)]
+        if len(wanted) > _DEBUG_REGISTERS:
+            raise TapError(f"syscall tap: all {_DEBUG_REGISTERS} debug registers are in use")
         for vcpu in self._machine.vcpus:
-            vcpu.guest_debug(breakpoints=[site.address for site in sites][:_DEBUG_REGISTERS])
+            vcpu.guest_debug(breakpoints=wanted)
+        self._breakpoints = wanted
 
     def _publish(self, sites: Sequence[Site]) -> None:
+        """Tell C, which keeps the sites of before: a vCPU may have left the guest at one of them."""
         tap = self._tap
-        for number, site in enumerate(sites):
+        new = {site.address for site in sites}
+        self._sites = [*sites, *(site for site in self._sites if site.address not in new)][
+            : lib.TAP_SITES_MAX
+        ]
+        for number, site in enumerate(self._sites):
             step = site.step if self.method == "patch" else lib.TAP_STEP_NONE
             values = (site.address, site.next, site.kind, site.abi, step, *site[6:])
             tap.sites[number] = dict(zip(_SITE_FIELDS, values, strict=True))
-        tap.site_count = len(sites)
+        tap.site_count = len(self._sites)
 
     def _detach(self) -> None:
-        """The sites stay known: a vCPU may have left the guest at one and not be answered yet."""
         memory = self._machine.memory
         for patch in self._patches:
             with suppress(GuestAddressError):
                 if memory.read(patch.gpa, len(patch.bytes)) == patch.bytes:
                     memory.write(patch.gpa, patch.site.code)
-        if self._entries and self.method == "breakpoint":
+        if self._breakpoints:
             for vcpu in self._machine.vcpus:
                 vcpu.guest_debug(enable=False)
-        self._patches, self._entries = [], {}
+        self._patches, self._entries, self._breakpoints = [], {}, []
 
     # ---- what the guest does
 
@@ -253,15 +300,16 @@ class SyscallTap:
         except KvmError:  # no canonical address: #GP, as the CPU has it
             vcpu.view.msr.error = 1
             return
-        if exit_.index == _LSTAR and self._wants_in and exit_.data:
-            self._follow(vcpu, exit_.data)
+        if self._wants_in and exit_.data:
+            self._follow(vcpu, exit_.index, exit_.data)
 
-    def _follow(self, vcpu: Vcpu, entry: int) -> None:
+    def _follow(self, vcpu: Vcpu, index: int, entry: int) -> None:
         with self._lock, self._gate.closed():
-            if self._entries and entry not in self._entries:
+            before = self._entries.get("SYSCALL", entry)
+            if index == _LSTAR and before != entry:
                 self._note(f"the guest has moved its syscall entry to {entry:#x}; the tap goes with it")
             try:
-                self._attach(vcpu, entry)
+                self._attach(vcpu, {index: entry})
             except TapError as error:
                 self._detach()
                 self._note(f"{error}; the tap is off")
@@ -288,10 +336,10 @@ class SyscallTap:
             "the guest has rewritten its syscall entry; calls meanwhile are lost, the tap goes in again"
         )
         with self._gate.closed():
-            (entry,) = self._entries
+            vcpu = self._machine.vcpus[0]
             self._detach()
             try:
-                self._attach(self._machine.vcpus[0], entry)
+                self._attach(vcpu, vcpu.get_msrs([_LSTAR, *_OTHERS]))
             except TapError as error:
                 self._note(f"{error}; the tap is off")
 
