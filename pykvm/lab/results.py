@@ -59,7 +59,7 @@ def bring_back(results: Path, share: Path, packed: Packed) -> None:
 
 
 def _pack(top: Path, where: Path, below: str, entries: dict[str, tuple[int, int, int]]) -> None:
-    for entry in os.scandir(top / below):
+    for entry in _entries(top / below):
         name = f"{below}{entry.name}"
         status = entry.stat(follow_symlinks=False)
         if stat.S_ISLNK(status.st_mode):
@@ -76,7 +76,7 @@ def _pack(top: Path, where: Path, below: str, entries: dict[str, tuple[int, int,
 
 
 def _bring_back(source: Path, target: Path) -> None:
-    for entry in os.scandir(source):
+    for entry in _entries(source):
         theirs = Path(entry.path)
         ours = target / entry.name
         status = entry.stat(follow_symlinks=False)
@@ -96,6 +96,11 @@ def _bring_back(source: Path, target: Path) -> None:
                 _replace(theirs, ours, status)
             elif _mode(ours.lstat()) != _mode(status):
                 ours.chmod(_mode(status))
+
+
+def _entries(directory: Path) -> list[os.DirEntry[str]]:
+    with os.scandir(directory) as entries:
+        return sorted(entries, key=lambda entry: entry.name)
 
 
 def _same(theirs: Path, ours: Path) -> bool:

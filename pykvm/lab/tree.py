@@ -55,6 +55,10 @@ class Tree:
     def __len__(self) -> int:
         return len(self._entries)
 
+    def paths(self) -> Iterator[Path]:
+        """What was taken, in order."""
+        return map(Path, sorted(self._entries))
+
     @property
     def unread(self) -> tuple[str, ...]:
         """What had to be left out since this user may not read it."""
@@ -235,7 +239,8 @@ def _walk(
     while waiting:
         directory = waiting.pop()
         try:
-            entries = sorted(os.scandir(directory), key=lambda entry: entry.name)
+            with os.scandir(directory) as scanned:
+                entries = sorted(scanned, key=lambda entry: entry.name)
         except OSError:
             unread(directory)
             continue
