@@ -7,20 +7,18 @@ file has the PVH note (XEN_ELFNOTE_PHYS32_ENTRY) can be entered without its setu
 
 from __future__ import annotations
 
-import bz2
-import lzma
 import re
 import struct
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pykvm.boot import codecs
 from pykvm.errors import ConfigError, LabError
 from pykvm.lab.modules import ModuleTree, modinfo, read_module
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 __all__ = ["Kernel", "given_kernel", "release_of", "unpack"]
 
@@ -74,36 +72,19 @@ def release_of(image: bytes) -> str:
 
 
 def unpack(image: bytes) -> bytes | None:
-    """The ELF file with a PVH entry inside a bzImage; None where there is none that we can unpack.
-
-    LZ4, LZO and zstd payloads stay packed: the standard library lacks them.
-    """
+    """The ELF file with a PVH entry inside a bzImage; None where there is none that we can unpack."""
     if image[0x202:0x206] != _HDRS or len(image) < 0x250:
         return None
     setup_bytes = ((image[0x1F1] or 4) + 1) * 512
     offset, length = struct.unpack_from("<II", image, 0x248)
     payload = image[setup_bytes + offset :][:length]
-    for magic, decompress in _FORMATS.items():
-        if payload.startswith(magic):
-            try:
-                elf = decompress(payload)
-            except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
-                raise LabError(f"the kernel's payload is damaged: {error}") from error
-            return elf if _has_pvh_entry(elf) else None
-    return None
-
-
-def _one_stream(new: Callable[[], lzma.LZMADecompressor | bz2.BZ2Decompressor]) -> Callable[[bytes], bytes]:
-    """Four bytes with the unpacked size follow the stream; the one-shot functions stumble over them."""
-    return lambda payload: new().decompress(payload)
-
-
-_FORMATS: dict[bytes, Callable[[bytes], bytes]] = {
-    b"\xfd7zXZ\0": _one_stream(lzma.LZMADecompressor),
-    b"\x5d\0\0": _one_stream(lzma.LZMADecompressor),
-    b"BZh": _one_stream(bz2.BZ2Decompressor),
-    b"\x1f\x8b": lambda payload: zlib.decompressobj(wbits=31).decompress(payload),
-}
+    if codecs.codec_of(payload) in ("", "elf"):
+        return None
+    try:
+        elf = codecs.unpack(payload)
+    except ValueError as error:
+        raise LabError(f"the kernel can't be unpacked: {error}") from error
+    return elf if _has_pvh_entry(elf) else None
 
 
 def _check_modules(where: Path, release: str) -> None:
