@@ -202,16 +202,17 @@ class CallSource:
         take: Callable[[], Sequence[Record]],
         look: Callable[[], Sequence[str]],
         *,
+        last: Callable[[], Sequence[str]] = tuple,
         unfinished: bool = False,
     ) -> None:
-        """`take` gives new records; `look`, called at each turn, the tap's own remarks.
+        """`take` gives new records, `look` the tap's own remarks so far, `last` those at the end.
 
         With `unfinished`, a call that takes long is told twice: without an end, and again with it. By
         default it is told once, late.
         """
-        from pykvm.trace.clock import RunningClock  # noqa: PLC0415 - measures when it is made
+        from pykvm.trace.running_clock import RunningClock  # noqa: PLC0415 - measures when it is made
 
-        self._take, self._look, self._unfinished = take, look, unfinished
+        self._take, self._look, self._last, self._unfinished = take, look, last, unfinished
         self._clock = RunningClock()
         self._clock.tick()
         self.matcher = CallMatcher(self._clock.ns)
@@ -234,6 +235,7 @@ class CallSource:
         """See Source."""
         events = list(self.take()[0])
         self.matcher.finish(events.append)
+        events += [_note(text) for text in self._last()]
         return sorted(events, key=_BY_TIME)
 
     def _feed(self, records: Sequence[Record], put: Callable[[TraceEvent], None]) -> None:

@@ -97,6 +97,7 @@ class SyscallTap:
         self._breakpoints: list[int] = []
         self._sites: list[Site] = []
         self._wants_in = not wait
+        self._was_in = False
         self._notes: deque[str] = deque()
         self._records: deque[Record] = deque()
         self._taken = threading.Condition()
@@ -107,7 +108,7 @@ class SyscallTap:
         self._fill(only, tuple(processes), tuple(cr3s), words=words)
         self._gate = Gate(machine.vcpus)
         self._connect(machine)
-        self.source = CallSource(self._take, self._look)
+        self.source = CallSource(self._take, self._look, last=self._last)
 
     def _fill(
         self, only: Iterable[str], processes: Sequence[int], cr3s: Sequence[int], *, words: bool
@@ -233,6 +234,7 @@ class SyscallTap:
         else:
             self._break(sites)
         self._entries[name] = entry
+        self._was_in = True
 
     def _find_tasks(self, gpa: int, code: bytes) -> None:
         """Learn from the kernel's own description where its tasks and their names are."""
@@ -263,7 +265,7 @@ class SyscallTap:
         if len(wanted) > _DEBUG_REGISTERS:
             raise TapError(f"syscall tap: all {_DEBUG_REGISTERS} debug registers are in use")
         for vcpu in self._machine.vcpus:
-            vcpu.guest_debug(breakpoints=wanted)
+            vcpu.guest_debug(step=bool(vcpu.loop.step_period), breakpoints=wanted)
         self._breakpoints = wanted
 
     def _publish(self, sites: Sequence[Site]) -> None:
@@ -287,7 +289,8 @@ class SyscallTap:
                     memory.write(patch.gpa, patch.site.code)
         if self._breakpoints:
             for vcpu in self._machine.vcpus:
-                vcpu.guest_debug(enable=False)
+                steps = bool(vcpu.loop.step_period)
+                vcpu.guest_debug(step=steps, enable=steps)
         self._patches, self._entries, self._breakpoints = [], {}, []
 
     # ---- what the guest does
@@ -323,6 +326,15 @@ class SyscallTap:
         for _ in notes:
             self._notes.popleft()
         return notes
+
+    def _last(self) -> Sequence[str]:
+        """The run is over: what there is to say of a tap that has seen nothing, or not everything."""
+        found = []
+        if not self._was_in:
+            found.append("the guest has set no entry for system calls: the tap had nothing to do")
+        if self._tap.wild:
+            found.append(f"{self._tap.wild} system calls passed the tap with their registers in no memory")
+        return found
 
     def _is_whole(self) -> bool:
         memory = self._machine.memory
