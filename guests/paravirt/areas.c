@@ -325,6 +325,14 @@ int64_t sys_madvise(const syscall_t *call)
     return 0;
 }
 
+static int make_tables(uint64_t start, uint64_t end) /* so that nothing can fail halfway */
+{
+    for (uint64_t at = start; at < end; at = (at | 0x1fffff) + 1)
+        if (!entry_of(at, 1))
+            return 0;
+    return 1;
+}
+
 /* Grow by moving: the page tables' entries go to a larger place, the frames stay where they are. */
 int64_t sys_mremap(const syscall_t *call)
 {
@@ -338,18 +346,16 @@ int64_t sys_mremap(const syscall_t *call)
         return new == old ? (int64_t)from : (unmap(from + new, from + old) ?: (int64_t)from);
     was = *area;
     to = gap(new);
-    if (was.file || !to || !(call->arg[3] & MREMAP_MAYMOVE) || new > frames_total() ||
-        area_map(to, to + new, was.prot, was.flags, 0, 0))
+    if (was.file || !to || !(call->arg[3] & MREMAP_MAYMOVE) || new > frames_total() || count + 3 > AREAS_MAX ||
+        !make_tables(to, to + old))
         return -ENOMEM;
+    area_map(to, to + new, was.prot, was.flags, 0, 0); /* there is room, also for the parts of the old one */
     area_at(to)->touched = 1;
     for (uint64_t at = 0; at < old; at += PAGE) {
-        uint64_t *source = entry_of(from + at, 0), entry = source ? *source : 0, *target;
-        if (!entry)
+        uint64_t *source = entry_of(from + at, 0);
+        if (!source || !*source)
             continue;
-        target = entry_of(to + at, 1);
-        if (!target)
-            return -ENOMEM; /* no frame for a table: what has moved stays there */
-        *target = entry;
+        *entry_of(to + at, 0) = *source;
         *entry_of(from + at, 0) = 0;
     }
     forget(from, from + old);

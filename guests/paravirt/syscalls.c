@@ -40,6 +40,7 @@ static handler *const table[COUNT] = {
     [__NR_gettid] = sys_getpid, [__NR_getppid] = sys_getppid, [__NR_getpgrp] = sys_getpid,
     [__NR_set_tid_address] = sys_getpid, [__NR_set_robust_list] = sys_zero, [__NR_rseq] = sys_absent,
     [__NR_getuid] = sys_zero, [__NR_geteuid] = sys_zero, [__NR_getgid] = sys_zero, [__NR_getegid] = sys_zero,
+    [__NR_getgroups] = sys_zero,
     [__NR_uname] = sys_uname, [__NR_arch_prctl] = sys_arch_prctl, [__NR_futex] = sys_futex,
     [__NR_getrlimit] = sys_getrlimit, [__NR_prlimit64] = sys_prlimit64,
     [__NR_sched_getaffinity] = sys_sched_getaffinity, [__NR_getrandom] = sys_getrandom,

@@ -11,6 +11,7 @@ boot information is.
 from __future__ import annotations
 
 import os
+import stat
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["RING_RECORDS", "Wanted", "place_program"]
 
 _PAGE = 4096
+_PROGRAM_MODE = stat.S_IFREG | 0o555
 RING_RECORDS = 1 << 12  # of system calls, where they are traced
 _LEAST_FREE_BYTES = 2 << 20  # for that ring, page tables, the stack, the heap of a small program
 _FNV_START, _FNV_PRIME = 0xCBF29CE484222325, 0x100000001B3
@@ -91,7 +93,10 @@ def place_program(memory: GuestMemory, start: int, wanted: Wanted) -> int:
     boot.path, boot.path_bytes = room.put(path), len(path)
     boot.realtime_ns = time.time_ns() - time.monotonic_ns()
     ffi.buffer(boot.random)[:] = os.urandom(len(boot.random))
-    files = entries_of({wanted.program.path: wanted.program.data, **wanted.files})
+    files = [
+        entry._replace(mode=_PROGRAM_MODE) if entry.source is wanted.program.data else entry
+        for entry in entries_of({wanted.program.path: wanted.program.data, **wanted.files})
+    ]
     _place_files(room, boot, files, wanted.program)
     boot.ram[0].start = room.take(_LEAST_FREE_BYTES, _PAGE)
     boot.ram[0].end = room.end // _PAGE * _PAGE

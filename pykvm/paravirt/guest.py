@@ -43,17 +43,15 @@ def kernel_path() -> Path:
 class Paravirt:
     """One program in the paravirtual kernel.
 
-    `fault` says why it was killed, if it was. Where the machine traces, the kernel tells of each system
-    call: syscalls() iterates over those that came so far. Whoever reads them while the guest runs sets
-    `on_drain`, a function that the vCPU's thread calls when the ring is full and that must call
-    take_syscalls(); it takes them from time to time by itself too, and turns guest ticks into host ticks
-    with `tsc_offset`.
+    Where the machine traces, the kernel tells of each system call: syscalls() iterates over those that came
+    so far. Whoever wants them while the guest runs sets `on_drain`, a function that the vCPU's thread calls
+    when the ring is full: it must call take_syscalls(), which may also be called at any other time, from any
+    thread. decode() makes records of what that gives.
     """
 
     def __init__(self, memory: GuestMemory, wanted: Wanted) -> None:
         """Raises ConfigError and ImageError for what can't be run; `memory` is written by place()."""
         self.program: Program = wanted.program
-        self.fault: ProgramFault | None = None
         self.on_drain: Callable[[], None] | None = None
         self.tsc_offset = 0
         """The guest's TSC minus the host's, in ticks."""
@@ -63,6 +61,7 @@ class Paravirt:
         self._vcpu: Vcpu | None = None
         self._ring: SyscallRing | None = None
         self._is_traced = False
+        self._raw_fault = b""
         self._kept: list[bytes] = []
         self._clock: TscClock | None = None
 
@@ -119,9 +118,13 @@ class Paravirt:
     def _on_fault(self, request: Any) -> int:
         if request.arg[1] < FAULT_BYTES:
             return int(lib.HC_EINVAL)
-        raw = self._memory.read(request.arg[0], FAULT_BYTES)
-        self.fault = self.fault or fault_of(raw, self.program, self.symbols())
+        self._raw_fault = self._raw_fault or self._memory.read(request.arg[0], FAULT_BYTES)
         return 0
+
+    @property
+    def fault(self) -> ProgramFault | None:
+        """Why the kernel killed the program, None if it did not."""
+        return fault_of(self._raw_fault, self.program, self.symbols()) if self._raw_fault else None
 
     def symbols(self) -> tuple[Symbol, ...]:
         """The program's symbols as its file has them; none if it was stripped or they are damaged."""
