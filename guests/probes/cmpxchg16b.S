@@ -1,7 +1,8 @@
-/* CMPXCHG16B in ring 0. Verdict 1: it did not exchange. */
+/* CMPXCHG16B in ring 0. Verdict 6: #UD; 13: #GP; 1: it did not exchange. */
 #include "probe.h"
 
 GUEST_START
+        CATCH
         xor     %eax, %eax
         xor     %edx, %edx
         mov     $1, %ebx
@@ -12,6 +13,8 @@ GUEST_START
         jne     1f
         VERDICT 0
 1:      VERDICT 1
+
+        CAUGHT_HERE
 
         .balign 16
 pair:   .quad   0, 0

@@ -81,6 +81,21 @@ idt_register:
         .long   idt, 0
 .endm
 
+/* For an instruction that a CPU may refuse: #UD and #GP are verdicts 6 and 13, not a triple fault. */
+.macro CATCH
+        GATE    6, undefined
+        GATE    13, protection
+        LOAD_IDT
+.endm
+
+.macro CAUGHT_HERE
+undefined:
+        VERDICT 6
+protection:
+        VERDICT 13
+        IDT_HERE
+.endm
+
 /* Open the 2 MiB at USER to ring 3, copy the code between `user` and `user_end` there, and give the task
  * register a kernel stack for the way back. That code must not depend on where it lies. */
 .macro OPEN_RING3

@@ -1,7 +1,8 @@
-/* SSE arithmetic in ring 0. Verdict 1: the sum is wrong. */
+/* SSE arithmetic in ring 0. Verdict 6: #UD; 13: #GP; 1: the sum is wrong. */
 #include "probe.h"
 
 GUEST_START
+        CATCH
         movups  one, %xmm0
         movups  one, %xmm1
         STAGE   1
@@ -11,6 +12,8 @@ GUEST_START
         jne     1f
         VERDICT 0
 1:      VERDICT 1
+
+        CAUGHT_HERE
 
 one:    .long   0x3f800000, 0x3f800000, 0x3f800000, 0x3f800000
 sum:    .fill   16, 1, 0

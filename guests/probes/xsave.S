@@ -1,7 +1,8 @@
-/* XSAVE in ring 0, of x87 and SSE state. Verdict 1: nothing was saved. */
+/* XSAVE in ring 0, of x87 and SSE state. Verdict 6: #UD; 13: #GP; 1: nothing was saved. */
 #include "probe.h"
 
 GUEST_START
+        CATCH
         mov     %cr4, %rax
         or      $(1 << 18), %rax        /* OSXSAVE */
         mov     %rax, %cr4
@@ -13,6 +14,8 @@ GUEST_START
         jne     1f
         VERDICT 0
 1:      VERDICT 1
+
+        CAUGHT_HERE
 
         .balign 64
 area:   .fill   576, 1, 0
