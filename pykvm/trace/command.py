@@ -131,37 +131,32 @@ def trace_image(image: str, options: Mapping[str, Any], wanted: TraceOptions) ->
 
 
 class _Outputs:
-    """Opens what the options name, before anything runs, and makes the sinks."""
+    """Makes the sinks that the options name.
+
+    A file is opened when the image has been loaded: a wrong one costs nobody an old trace.
+    """
 
     def __init__(self, wanted: TraceOptions) -> None:
         self._wanted = wanted
         self._form = wanted.chosen_form
-        self._is_given_up: Callable[[], bool] = lambda: False
-        self._file = TraceOutput.create(Path(wanted.output), self._asks) if self._has_file() else None
-
-    def _has_file(self) -> bool:
-        return self._wanted.output not in ("", "-")
-
-    def _asks(self) -> bool:
-        return self._is_given_up()
 
     def sinks(self, stdout: Stdout | None, is_given_up: Callable[[], bool]) -> list[Sink]:
         """The sinks; live lines on a terminal that shows `stdout` too keep to lines of their own."""
-        self._is_given_up = is_given_up
         found: list[Sink] = []
         wanted = self._wanted
-        if self._file or wanted.output == "-" or not wanted.summary:
-            stream = TraceOutput(1, "standard output", self._asks) if wanted.output == "-" else self._stderr()
-            found.append(self._events_sink(self._file or stream, stdout))
+        streams = {"": (2, "standard error"), "-": (1, "standard output")}
+        if wanted.output or not wanted.summary:
+            if wanted.output in streams:
+                output = TraceOutput(*streams[wanted.output], is_given_up)
+            else:
+                output = TraceOutput.create(Path(wanted.output), is_given_up)
+            found.append(self._events_sink(output, stdout))
         if wanted.summary:
             from pykvm.trace.summary import SummarySink  # noqa: PLC0415 - needed only here
 
-            to = TraceOutput(1, "standard output", self._asks) if wanted.as_json else self._stderr()
-            found.append(SummarySink(to, as_json=wanted.as_json))
+            output = TraceOutput(*streams["-" if wanted.as_json else ""], is_given_up)
+            found.append(SummarySink(output, as_json=wanted.as_json))
         return found
-
-    def _stderr(self) -> TraceOutput:
-        return TraceOutput(2, "standard error", self._asks)
 
     def _events_sink(self, output: TraceOutput, stdout: Stdout | None) -> Sink:
         if self._form == "jsonl":

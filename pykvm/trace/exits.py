@@ -16,16 +16,16 @@ from pykvm import layout
 from pykvm._native import lib
 from pykvm.exits import reason_name
 from pykvm.hypercall import CALLS
-from pykvm.trace.clock import FRACTION
 from pykvm.trace.event import TraceEvent
 from pykvm.trace.record import RECORD_BYTES
+from pykvm.trace.running_clock import FRACTION
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from pykvm.bus import Bus
-    from pykvm.trace.clock import Line, RunningClock
     from pykvm.trace.record import TraceRing
+    from pykvm.trace.running_clock import Line, RunningClock
 
 __all__ = ["RECORD", "ExitNames", "ExitSource"]
 

@@ -113,6 +113,7 @@ class JsonLinesSink:
             stats = result.stats
             end |= {"reason": str(result.reason), "exit_code": result.exit_code, "detail": result.detail}
             end |= {"wall_ns": stats.wall_ns, "exits": stats.exits, "dropped": stats.dropped_records}
+            end["skipped_steps"] = stats.skipped_steps
         self._line(end)
         self._output.close()
 

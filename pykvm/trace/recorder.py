@@ -10,10 +10,10 @@ from pykvm._native import ffi
 from pykvm.boot import symbols
 from pykvm.boot.image import nearest_symbol
 from pykvm.errors import ImageError
-from pykvm.trace.clock import RunningClock
 from pykvm.trace.event import TraceAbout
 from pykvm.trace.exits import ExitNames, ExitSource
 from pykvm.trace.record import RECORD_BYTES, TraceRing
+from pykvm.trace.running_clock import RunningClock
 from pykvm.trace.tracer import FunctionSink, Tracer
 
 if TYPE_CHECKING:
