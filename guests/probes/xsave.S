@@ -1,8 +1,13 @@
-/* XSAVE in ring 0, of x87 and SSE state. Verdict 6: #UD; 13: #GP; 1: nothing was saved. */
+/* XSAVE in ring 0, of x87 and SSE state. Verdict 2: CPUID
+ * does not show it; 6: #UD; 13: #GP; 1: nothing was saved. */
 #include "probe.h"
 
 GUEST_START
         CATCH
+        mov     $1, %eax
+        cpuid
+        test    $(1 << 26), %ecx
+        jz      2f
         mov     %cr4, %rax
         or      $(1 << 18), %rax        /* OSXSAVE */
         mov     %rax, %cr4
@@ -14,6 +19,7 @@ GUEST_START
         jne     1f
         VERDICT 0
 1:      VERDICT 1
+2:      VERDICT 2
 
         CAUGHT_HERE
 

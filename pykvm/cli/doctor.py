@@ -45,6 +45,7 @@ def command(probes: tuple[str, ...], everything: bool, quick: bool, labs: bool, 
       works      as the manuals have it        hangs      only a signal ended it
       does not   KVM lacks it                  broken     the probe itself failed: please report it
       differs    there, but otherwise than the manuals have it
+      not needed a way round something that is all right here
 
     \b
     The exit status:

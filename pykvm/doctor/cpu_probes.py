@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from pykvm import layout
-from pykvm.doctor.outcome import Figure, Outcome, differs, fails, works
+from pykvm.doctor.outcome import Figure, Outcome, differs, fails, needless, works
 from pykvm.doctor.rig import Rig
 from pykvm.exits import IoExit
 
@@ -45,7 +45,11 @@ def mode(name: str) -> Outcome:
 def instruction(guest: str) -> Outcome:
     """The instruction that `guest` is about works in ring 0."""
     with Rig(guest) as rig:
-        return rig.finish({1: "its result is wrong", 6: "#UD", 13: "#GP"})
+        value = rig.verdict()
+    if value == 2:
+        return fails("CPUID does not show it")
+    wrong = {1: "its result is wrong", 6: "#UD", 13: "#GP"}
+    return differs(wrong.get(value, f"verdict {value:#x}")) if value else works()
 
 
 def interrupts(guest: str, name: str) -> Outcome:
@@ -114,7 +118,7 @@ def ring3_syscall_by_pf() -> Outcome:
     """The #PF of a SYSCALL that arrives in ring 3 can be served as the syscall's entry."""
     value, figure = _syscall()
     if value == 0:
-        return fails("not needed: SYSCALL reaches ring 0 by itself")
+        return needless("SYSCALL reaches ring 0 by itself")
     return works("", figure) if value == 1 else differs(_SYSCALL_WRONG.get(value, f"verdict {value:#x}"))
 
 

@@ -16,7 +16,7 @@ __all__ = ["FEATURES", "Feature", "Finding", "findings", "lacking", "names_in"]
 
 _LINUX = (
     *("long64", "long64_interrupts", "irqchip", "ring3_code", "ring3_exceptions", "ring3_syscall"),
-    *("sse_cpl0", "cmpxchg16b_cpl0", "popcnt_cpl0", "xsave_cpl0"),
+    *("sse_cpl0", "cmpxchg16b_cpl0", "popcnt_cpl0"),
 )
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Figure", "Outcome", "Result", "differs", "fails", "works"]
+__all__ = ["Figure", "Outcome", "Result", "differs", "fails", "needless", "works"]
 
 
 class Result(enum.StrEnum):
@@ -19,6 +19,7 @@ class Result(enum.StrEnum):
     FAILS = "does not"
     HANGS = "hangs"
     DIFFERS = "differs"
+    NEEDLESS = "not needed"  # a way round something that this KVM does not lack
     BROKEN = "broken"  # the probe itself went wrong: pykvm's own fault, not the KVM's
 
 
@@ -74,6 +75,11 @@ def works(detail: str = "", *figures: Figure) -> Outcome:
 def fails(detail: str) -> Outcome:
     """It is not there."""
     return Outcome(Result.FAILS, detail)
+
+
+def needless(detail: str) -> Outcome:
+    """It is a way round something that is all right here."""
+    return Outcome(Result.NEEDLESS, detail)
 
 
 def differs(detail: str, *figures: Figure) -> Outcome:

@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 __all__ = ["Rig", "UnexpectedExitError"]
 
 _SPIN_LIMIT_S = 1.0  # CPU time that one KVM_RUN may take: a hundred times what the longest needs
-_WAIT_LIMIT_S = 10.0  # wall time that one may take: the limit of those that sleep
-_SET_UPS = 300  # both are at least that many times what it took to make the VM: a measure of the host
+_SET_UPS = 300  # and at least that many times what it took to make the VM: a measure of the host
+_WAITS = 10  # wall time that it may take, the limit of those that sleep, as a multiple of the CPU time
 _NO_EXIT = (LoopResult.SIGNAL, LoopResult.KICKED)  # the process was stopped for a while, perhaps
 _MEMORY_BYTES = 4 << 20
 _EXTRA_BYTES = 64 << 10  # the slot that probe.h calls EXTRA
@@ -75,7 +75,7 @@ class Rig:
             self.vm = stack.enter_context(Vm(self.kvm))
             self._set_up(irqchip=irqchip)
             self._stack = stack.pop_all()
-        self._limit_s = _SET_UPS * (time.perf_counter() - since)
+        self._limit_s = max(_SPIN_LIMIT_S, _SET_UPS * (time.perf_counter() - since))
 
     def _set_up(self, *, irqchip: bool) -> None:
         self._placement = place(self._image, self.memory, cmdline="", modules=[])
@@ -156,8 +156,8 @@ class Rig:
     def enter(self) -> Exit:
         """Run the guest to its next exit. Raises KvmError if KVM_RUN fails."""
         vcpu = self.vcpu
-        signal.setitimer(signal.ITIMER_PROF, max(_SPIN_LIMIT_S, self._limit_s))
-        signal.setitimer(signal.ITIMER_REAL, max(_WAIT_LIMIT_S, self._limit_s))
+        signal.setitimer(signal.ITIMER_PROF, self._limit_s)
+        signal.setitimer(signal.ITIMER_REAL, _WAITS * self._limit_s)
         try:
             while (result := vcpu.enter()) in _NO_EXIT:
                 pass

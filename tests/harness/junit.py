@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ET
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from harness.needs import NOT_HERE
+from harness.needs import NOT_HERE, NOT_NEEDED
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,6 +44,12 @@ class Case:
     outcome: Outcome
     detail: str = ""
     seconds: float = 0.0
+
+    @property
+    def is_needless(self) -> bool:
+        """Whether it tests a way round something that is all right in this place."""
+        return self.outcome is Outcome.NOT_HERE and f": {NOT_NEEDED}" in self.detail
+
     element: ET.Element = field(default_factory=lambda: ET.Element("testcase"), compare=False, repr=False)
 
 

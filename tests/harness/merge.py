@@ -47,7 +47,19 @@ class Merged:
 
     @property
     def nowhere(self) -> dict[str, str]:
-        """The tests that ran nowhere: test -> the reasons, place by place."""
+        """The tests that ran nowhere and should have: test -> the reasons, place by place."""
+        return {test: why for test, why in self._not_run().items() if test not in self.needless}
+
+    @property
+    def needless(self) -> dict[str, str]:
+        """Those that ran nowhere and need not: they test a way round what no KVM here lacks."""
+        return {
+            test: why
+            for test, why in self._not_run().items()
+            if any(case.is_needless for case in self.tests[test].values())
+        }
+
+    def _not_run(self) -> dict[str, str]:
         return {
             test: "; ".join(f"{case.place}: {case.detail or case.outcome.word}" for case in cases.values())
             for test, cases in self.tests.items()
@@ -68,7 +80,7 @@ class Merged:
     @property
     def passed_count(self) -> int:
         """Tests that ran somewhere and failed nowhere."""
-        bad = {case.test for case in self.failed} | set(self.nowhere)
+        bad = {case.test for case in self.failed} | self._not_run().keys()
         return len(self.tests.keys() - bad)
 
 

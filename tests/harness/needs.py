@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "NOT_HERE",
+    "NOT_NEEDED",
     "needs_of",
     "pytest_addoption",
     "pytest_collection_modifyitems",
@@ -32,6 +33,9 @@ __all__ = [
 
 NOT_HERE = "not here: "
 """How the reason of such a skip begins; then come the need, a colon, and why it is not met."""
+
+NOT_NEEDED = "not needed"
+"""How the reason begins where the need is a way round something that is all right here."""
 
 _NEEDED: pytest.StashKey[set[str]] = pytest.StashKey()
 _ANSWER: pytest.StashKey[dict[str, Outcome] | str] = pytest.StashKey()

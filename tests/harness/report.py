@@ -63,6 +63,9 @@ def summary(merged: Merged) -> Iterator[str]:
     for test, why in merged.nowhere.items():
         yield f"{'RAN NOWHERE' if merged.everywhere else 'not here'} {test}"
         yield f"    {why}"
+    for test, why in merged.needless.items():
+        yield f"not needed {test}"
+        yield f"    {why}"
     for place, why in merged.problems.items():
         yield f"RUN FAILED {place}: {why}"
     yield from map(_run_line, merged.runs)

@@ -10,7 +10,6 @@ import pytest
 
 from pykvm.doctor import PROBES, Report, Result, probe
 
-
 # Debian's kernels, of which the labs are made, are built without CONFIG_KVM_XEN; pykvm does not use it.
 _NOWHERE = frozenset({"xen_hvm"})
 _NAMES = [pytest.param(name, marks=pytest.mark.needs(name)) for name in PROBES if name not in _NOWHERE]
@@ -25,7 +24,7 @@ def test_works_somewhere(name: str) -> None:
 def test_none_is_broken() -> None:
     """Every probe has an answer here, whatever it is, and the command tells it as JSON."""
     done = subprocess.run(
-        [sys.executable, "-m", "pykvm", "doctor", "--json"], check=True, capture_output=True, timeout=120
+        [sys.executable, "-m", "pykvm", "doctor", "--json"], check=True, capture_output=True, timeout=300
     )
     report = Report.from_json(json.loads(done.stdout))
     assert report.usable
@@ -35,7 +34,7 @@ def test_none_is_broken() -> None:
 
 def test_status_of_a_named_probe() -> None:
     """The command's exit status is 0 if the probes named on its line work, 3 if one does not."""
-    outcomes = probe(["vm", "xen_hvm", "ring3_syscall", "ring3_syscall_by_pf"])
+    outcomes = probe(["pio", "xen_hvm"])
     for name, outcome in outcomes.items():
         done = subprocess.run(
             [sys.executable, "-m", "pykvm", "doctor", "vm", name],

@@ -115,6 +115,18 @@ def test_skip_for_another_reason_is_no_run() -> None:
     assert merge(runs).nowhere == {"a": "unit: later"}
 
 
+def test_way_round_that_nobody_needs_is_no_failure() -> None:
+    """A test of a way round some KVM's fault need not run where no KVM at hand has the fault."""
+    cases = {
+        place: case("a", place, Outcome.NOT_HERE, "by_pf: not needed: all is well")
+        for place in ("amd", "native")
+    }
+    merged = merge([Run(place, (found,)) for place, found in cases.items()])
+    assert (merged.passed_count, merged.failed_count, merged.nowhere) == (0, 0, {})
+    assert list(merged.needless) == ["a"]
+    assert next(summary(merged)) == "not needed a"
+
+
 def test_fewer_places_forgive_what_is_not_here() -> None:
     """Where not all places were asked, a test that ran nowhere is told and is no failure."""
     merged = merge([Run("native", everything().runs[0].cases)], everywhere=False)

@@ -126,7 +126,11 @@ def test_needs_are_not_probed_for_other_tests(project: pytest.Pytester) -> None:
 def test_marker_is_documented(project: pytest.Pytester) -> None:
     """pytest --markers tells how to use it."""
     run(project, "--markers").stdout.fnmatch_lines(["@pytest.mark.needs(name, *"])
-    assert needs.NOT_HERE == "not here: "
+
+
+def test_words_are_those_of_the_doctor() -> None:
+    """What is not needed is told from what is lacking by the doctor's own word."""
+    assert str(Result.NEEDLESS) == needs.NOT_NEEDED
 
 
 def test_sigterm_ends_a_session_with_its_reports(project: pytest.Pytester) -> None:
