@@ -145,9 +145,9 @@ def _entry_count(call: Call, gva: int, size_bytes: int, length_at: int) -> str:
 
 def _environment(call: Call, gva: int) -> str:
     """How many strings an environment has, without reading them."""
-    if not gva:
-        return "NULL"
-    pointers = call.words(gva, _MOST_VARIABLES)
+    pointers = call.words(gva, _MOST_VARIABLES) if gva else []
+    if not pointers:
+        return address(gva)
     count = next((i for i, pointer in enumerate(pointers) if not pointer), None)
     if count is None:
         return f"{gva:#x} /* {len(pointers)} vars, unterminated */"

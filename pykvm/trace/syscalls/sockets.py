@@ -57,7 +57,8 @@ def _port(data: bytes) -> str:
 
 
 def _netlink(data: bytes) -> str:
-    return f", nl_pid={number_in(data[4:8])}, nl_groups={number_in(data[8:12]):08x}"
+    groups = number_in(data[8:12])
+    return f", nl_pid={number_in(data[4:8])}, nl_groups={f'{groups:#08x}' if groups else '00000000'}"
 
 
 def _packet(data: bytes) -> str:

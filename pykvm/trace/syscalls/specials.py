@@ -142,7 +142,8 @@ def _io_uring_params(call: Call, fields: Fields) -> str:
     if call.result is None:
         return f"{text}}}"
     features = flags["io_uring_features"].text(fields["features"])
-    return f"{text}, sq_entries={fields['sq']}, cq_entries={fields['cq']}, features={features}, ...}}"
+    entries = f"sq_entries={fields['sq_entries']}, cq_entries={fields['cq_entries']}"
+    return f"{text}, {entries}, features={features}, ...}}"
 
 
 def _persona(_call: Call, value: int) -> str:

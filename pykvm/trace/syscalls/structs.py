@@ -77,9 +77,6 @@ sigaltstack: ss_sp=ptr ss_flags=i32:ss_flags ss_size=ulong
 siginfo: si_signo=i32:signal _errno=i32 si_code=i32 _pad=i32 _fields=i32[28]
 siginfo/32: si_signo=i32:signal _errno=i32 si_code=i32 _fields=i32[29]
 sigevent: _value=ptr sigev_signo=u32:signal sigev_notify=u32:sigev_notify
-epoll_event/packed: events=u32:epoll_events u32=u32 _high=u32
-pollfd: fd=i32 events=u16:poll_events revents=u16:poll_events
-iovec: iov_base=ptr iov_len=ulong
 msghdr: name=ptr namelen=i32 iov=ptr iovlen=ulong control=ptr controllen=ulong flags=u32
 mmsghdr: name=ptr namelen=i32 iov=ptr iovlen=ulong control=ptr controllen=ulong flags=u32 len=u32
 ucred: pid=i32 uid=u32 gid=u32
@@ -92,8 +89,9 @@ clone_args: flags=u64 pidfd=u64 child_tid=u64 parent_tid=u64 exit_signal=u64 sta
 mount_attr: attr_set=u64:mount_attr_flags attr_clr=u64:mount_attr_flags propagation=u64:mount_flags
   userns_fd=u64
 landlock_ruleset: handled_access_fs=u64:landlock_fs
-landlock_path: allowed_access=u64:landlock_fs parent_fd=i32
-io_uring_params: sq=u32 cq=u32 flags=u32 sq_thread_cpu=u32 sq_thread_idle=u32 features=u32 _rest=u32[24]
+landlock_path/packed: allowed_access=u64:landlock_fs parent_fd=i32
+io_uring_params: sq_entries=u32 cq_entries=u32 flags=u32 sq_thread_cpu=u32 sq_thread_idle=u32 features=u32
+  _rest=u32[24]
 perf_event_attr: type=u32:perf_type size=u32 config=h64 sample_period=u64 sample_type=h64 read_format=h64
   ... _rest=u64[3]
 sembuf: sem_num=u16 sem_op=i16 sem_flg=u16:semop_flags
@@ -108,17 +106,15 @@ msg_stat: msg_perm=ipc_owner msg_stime=long msg_rtime=long msg_ctime=long _bytes
   msg_qbytes=ulong msg_lspid=i32 msg_lrpid=i32 _spare=ulong[2]
 msg_stat/32: msg_perm=ipc_owner msg_stime=u64 msg_rtime=u64 msg_ctime=u64 _bytes=ulong msg_qnum=ulong
   msg_qbytes=ulong msg_lspid=i32 msg_lrpid=i32 _spare=ulong[2]
-file_handle: handle_bytes=u32 handle_type=i32
 user_desc: entry_number=u32:int base_addr=h32 limit=h32 flags=h32
 io_event: data=h64 obj=h64 res=i64 res2=i64
-iocb: data=h64 _key=u32 _flags=u32 opcode=u16:iocb_cmd _prio=i16 fildes=u32:int buf=h64 nbytes=u64
-  offset=i64 ... _rest=u64[2]
+iocb: aio_data=h64 _key=u32 _flags=u32 aio_lio_opcode=u16:iocb_cmd _prio=i16 aio_fildes=u32:int aio_buf=h64
+  aio_nbytes=u64 aio_offset=i64 ... _rest=u64[2]
 futex_waitv: val=h64 uaddr=h64 flags=u32:waitv_flags _reserved=u32
 cachestat_range: off=u64 len=u64
 cachestat: nr_cache=u64 nr_dirty=u64 nr_writeback=u64 nr_evicted=u64 nr_recently_evicted=u64
 mnt_id_req: size=u32 _spare=u32 mnt_id=h64 param=h64
 ustat: f_tfree=u32 f_tinode=ulong ... _rest=char[16]
-ifreq: ifr_name=char[16] ...
 file_clone_range: src_fd=i64 src_offset=u64 src_length=u64 dest_offset=u64
 fstrim_range: start=h64 len=h64 minlen=h64
 rtc_time: tm_sec=i32 tm_min=i32 tm_hour=i32 tm_mday=i32 tm_mon=i32 tm_year=i32 ... _rest=i32[3]
