@@ -16,6 +16,7 @@ __all__ = ["as_junit", "as_table", "summary"]
 
 _ABSENT = "-"
 _SHOWN_LINES = 60
+_WIDEST = 100  # a longer test id pushes its row's cells to the right
 
 
 def as_junit(merged: Merged) -> ET.ElementTree[ET.Element]:
@@ -46,7 +47,7 @@ def as_table(merged: Merged) -> str:
     """A row a test, a column a place: where it ran, and how it went."""
     places = [run.place for run in merged.runs]
     rows = [("test", *places), *((test, *_cells(cases, places)) for test, cases in merged.tests.items())]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    widths = [min(max(len(row[i]) for row in rows), _WIDEST) for i in range(len(rows[0]))]
     lines = ("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows)
     return "".join(f"{line.rstrip()}\n" for line in lines)
 
