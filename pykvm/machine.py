@@ -466,9 +466,9 @@ class Machine:
         return replace(result, warnings=recorder.warnings)
 
     def _run(self, supervisor: Supervisor, *, registers: bool) -> RunResult:
-        if self.paravirt:
-            self.paravirt.start(self.vcpus[0], traced=self.spec.trace or self._recorder is not None)
         clock = TscClock()
+        if self.paravirt:
+            self.paravirt.start(self.vcpus[0], clock, traced=self.spec.trace or self._recorder is not None)
         start_ns = time.monotonic_ns()
         supervisor.run()
         for vcpu in self.vcpus:
@@ -477,6 +477,8 @@ class Machine:
         if self._ending.failure:
             raise self._ending.failure
         clock.settle()
+        if self.paravirt:
+            self.paravirt.finish()
         return self._result(clock, start_ns, wall_ns, registers=registers)
 
     def _make_runner(self, vcpu: Vcpu) -> VcpuRunner:

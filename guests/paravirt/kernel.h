@@ -3,11 +3,11 @@
  * start.S    entered here; the ways in and out of ring 3
  * main.c     descriptor tables, CPU features, from the boot information to the program's first instruction
  * frames.c   free page frames, page tables
- * areas.c    what the program has mapped, page faults, mmap() and its relatives
+ * areas.c    what the program has mapped, page faults; mapping.c: mmap() and its relatives
  * user.c     the only door to the program's memory
  * exec.c     the ELF file and the first stack
  * files.c    the read-only file set, file descriptors; io.c: reading and writing
- * process.c  time, identity, signals, the end
+ * process.c  identity, limits, signals, the end; time.c: clocks, sleeping, futex
  * syscalls.c the table of system calls, and their trace
  *
  * The address space: the program has all of the lower half but its last page. In the upper half, for ring 0

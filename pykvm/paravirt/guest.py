@@ -13,7 +13,6 @@ from pykvm.paravirt.boot_info import RING_RECORDS, Wanted, place_program
 from pykvm.paravirt.fault import FAULT_BYTES, fault_of
 from pykvm.paravirt.program import symbols_of
 from pykvm.paravirt.syscall_ring import SyscallRecord, SyscallRing, decode
-from pykvm.trace.clock import TscClock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from pykvm.memory import GuestMemory
     from pykvm.paravirt.program import Program
     from pykvm.result import ProgramFault
+    from pykvm.trace.clock import TscClock
     from pykvm.vcpu import Vcpu
 
 __all__ = ["Paravirt", "kernel_path"]
@@ -60,7 +60,7 @@ class Paravirt:
         self._boot_gpa = 0
         self._vcpu: Vcpu | None = None
         self._ring: SyscallRing | None = None
-        self._is_traced = False
+        self._is_traced = self._is_over = False
         self._raw_fault = b""
         self._kept: list[bytes] = []
         self._clock: TscClock | None = None
@@ -73,13 +73,21 @@ class Paravirt:
         placement.state.regs["rdi"] = self._boot_gpa
         return image, placement
 
-    def start(self, vcpu: Vcpu, *, traced: bool) -> None:
-        """The run is about to begin on `vcpu`; `traced`: have the kernel tell of system calls."""
+    def start(self, vcpu: Vcpu, clock: TscClock, *, traced: bool) -> None:
+        """The run is about to begin on `vcpu`; `traced`: have the kernel tell of system calls.
+
+        `clock` is that of the run's other records: of two clocks, each would have errors of its own.
+        """
         self._vcpu = vcpu
         self._is_traced = traced
-        self._clock = TscClock()
+        self._clock = clock
         records = RING_RECORDS if traced else 0
         self._memory.write(self._boot_gpa + _TRACE_RECORDS_AT, records.to_bytes(8, "little"))
+
+    def finish(self) -> None:
+        """The run is over, and its clock is right."""
+        self.drain()
+        self._is_over = True
 
     def close(self) -> None:
         """Let guest memory go."""
@@ -153,7 +161,7 @@ class Paravirt:
 
     def syscalls(self) -> Iterator[SyscallRecord]:
         """The system calls so far, in order."""
-        if self._clock:
+        if self._clock and not self._is_over:
             self._clock.settle()
         for raw in self._kept:
             yield from decode(raw, self.ns)

@@ -23,6 +23,7 @@ from pykvm.machine import Machine
 from pykvm.paravirt.guest import kernel_path
 from pykvm.paravirt.syscall_ring import RECORD_BYTES
 from pykvm.result import EndReason
+from pykvm.trace.clock import TscClock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -633,7 +634,7 @@ def test_bad_rings_are_refused(program: Path, gpa: int, size: int, fields: Mappi
     with Machine(trace=True) as machine:
         machine.load_program(program, ["hello"])
         assert machine.paravirt
-        machine.paravirt.start(machine.vcpus[0], traced=True)
+        machine.paravirt.start(machine.vcpus[0], TscClock(), traced=True)
         request = ffi.new("struct hypercall *", {"arg": [gpa, size, 0, 0]})
         _ring(machine.memory, gpa, **fields)
         announce = machine.paravirt.calls()[lib.HC_TRACE_RING]
