@@ -115,11 +115,12 @@ class Plans(dict[int, Plan | None]):
         row = rows(self._abi).get(number)
         if row is None:
             return None  # not kept: a guest may try all 2**64 numbers
-        plan = self[number] = self._make(row.name, row.kinds, row.result)
+        plan = self._make(row.name, row.kinds, row.result)
         for position, mask, keys, kinds, result in _variants().get(_SAME.get(row.name, row.name), ()):
             plan.variant_position, plan.variant_mask = position, mask
             other = self._make(row.name, kinds, result)
             plan.variants.update((_command(row.kinds[position], key), other) for key in keys)
+        self[number] = plan  # whole, since another vCPU's thread may take it at once
         return plan
 
     def _make(self, name: str, kinds: tuple[str, ...], result: str) -> Plan:
