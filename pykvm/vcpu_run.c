@@ -220,6 +220,8 @@ static enum loop_result enter_guest(struct exit_loop *loop)
         loop->own_ticks += loop->enter_tsc - loop->own_from;
     if (loop->answering)
         loop->answer_ticks += loop->enter_tsc - loop->exit_tsc;
+    if (loop->answering || !loop->stay_tsc)
+        loop->stay_tsc = loop->enter_tsc;
     loop->answering = 0;
     record_close(loop, loop->enter_tsc, RECORD_DONE);
     failed = ENTER_GUEST(loop->fd) < 0 ? errno : 0;
@@ -229,8 +231,6 @@ static enum loop_result enter_guest(struct exit_loop *loop)
     if (!failed) {
         uint32_t reason = loop->run->exit_reason;
         loop->exits++;
-    if (loop->answering || !loop->stay_tsc)
-        loop->stay_tsc = loop->enter_tsc;
         loop->answering = 1;
         loop->by_reason[reason < EXIT_REASONS_MAX ? reason : EXIT_REASONS_MAX]++;
         loop->pending = PENDING_NEW;

@@ -139,11 +139,11 @@ struct exit_loop {
     uint32_t pending; /* enum pending */
     uint64_t open;    /* 1 + index of the record that waits for its end, or 0 */
     uint64_t enter_tsc, exit_tsc;
+    uint64_t stay_tsc;    /* the first enter_tsc after the last exit: signals interrupt a stay, exits end it */
     uint64_t answering;   /* 1: an exit is being answered since exit_tsc */
     uint64_t own_from;    /* since when the time is ours, or 0 */
     uint64_t own_ticks;   /* between KVM_RUN's return and the next entry or our own return */
     uint64_t guest_ticks; /* inside KVM_RUN */
-    uint64_t stay_tsc;    /* the first enter_tsc after the last exit: signals interrupt a stay, exits end it */
     uint64_t answer_ticks; /* from exits to the next entry: our own time and Python's */
     uint64_t full_tsc;     /* since when the trace ring is full, or 0 */
     uint64_t wait_ticks;   /* of answer_ticks: waiting for the trace's reader */
