@@ -13,6 +13,11 @@ from harness.needs import (
     pytest_sessionstart,
     pytest_terminal_summary,
 )
+from hypothesis import settings
+
+# How long an example takes is the machine's business, which is shared and noisy.
+settings.register_profile("pykvm", deadline=None)
+settings.load_profile("pykvm")
 
 __all__ = [
     "pytest_addoption",

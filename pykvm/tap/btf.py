@@ -54,8 +54,10 @@ class TaskLayout(NamedTuple):
 def find_btf(memory: memoryview) -> tuple[memoryview, bytes] | None:
     """The types and the strings of the first whole BTF in `memory`; None if there is none."""
     for match in _HEADER.finditer(memory):
-        types, at, strings = unpack_from("<3I", memory, match.start() + 12)
         begin = match.start() + _HEADER_BYTES
+        if begin > len(memory):
+            continue
+        types, at, strings = unpack_from("<3I", memory, match.start() + 12)
         if types % 4 or at != types or types + strings > min(len(memory) - begin, _MOST_BYTES):
             continue
         text = bytes(memory[begin + at : begin + at + strings])

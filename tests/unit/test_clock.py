@@ -22,7 +22,7 @@ Pairs = list[tuple[int, int]]
 
 def scripted(monkeypatch: pytest.MonkeyPatch, pairs: Pairs) -> TscClock:
     """A settled clock whose two measurements are `pairs`."""
-    monkeypatch.setattr(clock_module, "_pair", lambda: pairs.pop(0))
+    monkeypatch.setattr(clock_module, "clock_pair", lambda: pairs.pop(0))
     clock = TscClock()
     clock.settle()
     return clock
@@ -89,7 +89,7 @@ def test_the_narrowest_of_several_measurements_counts(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(clock_module, "lib", Lib)
     monkeypatch.setattr(clock_module, "time", Time)
-    assert clock_module._pair() == (1005, 2)
+    assert clock_module.clock_pair() == (1005, 2)
 
 
 def test_a_clock_survives_pickling() -> None:
