@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from pykvm.bus import Bus
     from pykvm.trace.record import TraceRing
-    from pykvm.trace.running_clock import Line, RunningClock
+    from pykvm.trace.running_clock import RunningClock
 
 __all__ = ["RECORD", "ExitNames", "ExitSource"]
 
@@ -50,7 +50,8 @@ _VERBS = {
     lib.VERB_DOORBELL: "doorbell",
 }
 _DATA_BYTES = 8
-_WRITE, _REGS, _SREGS, _DONE = lib.RECORD_WRITE, lib.RECORD_REGS, lib.RECORD_SREGS, lib.RECORD_DONE
+_WRITE, _DONE, _SYNCED = lib.RECORD_WRITE, lib.RECORD_DONE, lib.RECORD_REGS | lib.RECORD_SREGS
+_STEP = lib.VERB_STEP
 _CALLED, _RESULT = lib.RECORD_CALL, lib.RECORD_RESULT
 _SHAPES_MAX = 4096  # the guest chooses addresses: what is remembered about them is bounded
 _PLACES_MAX = 1 << 16
@@ -66,33 +67,33 @@ _Shape = tuple[str, str, str, _Args, int]  # via, kind, name, args, bytes of dat
 _new = tuple.__new__  # a NamedTuple's own constructor takes three times as long
 
 
+class _Bounded(dict[Any, Any]):
+    """What was made once, by what it was made from; emptied when the guest has made it too large."""
+
+    def __init__(self, make: Callable[[Any], Any], most: int) -> None:
+        super().__init__()
+        self._make = make
+        self._most = most
+
+    def __missing__(self, key: Any) -> Any:
+        if len(self) >= self._most:
+            self.clear()
+        made = self[key] = self._make(key)
+        return made
+
+
 class ExitNames:
-    """What exits are called: devices from the machine's buses, places from the image's symbols."""
+    """What exits are called: devices from the machine's buses, places from the image's symbols.
+
+    `shapes` maps (reason, address, size, count, is_write, verb) to via, kind, name, arguments, and how many
+    bytes of data there are; `places` a linear address to its text.
+    """
 
     def __init__(self, ports: Bus, mmio: Bus, place: Callable[[int], str] = hex) -> None:
         """`place` makes a text of a linear address, such as "main+0x10"."""
         self._buses = {_IO: ports, _MMIO: mmio}
-        self._place = place
-        self._shapes: dict[tuple[int, ...], _Shape] = {}
-        self._places: dict[int, str] = {}
-
-    def shape(self, key: tuple[int, int, int, int, int, int]) -> _Shape:
-        """Via, kind, name, arguments and bytes of data for (reason, address, size, count, is_write, verb)."""
-        shape = self._shapes.get(key)
-        if shape is None:
-            if len(self._shapes) >= _SHAPES_MAX:
-                self._shapes.clear()
-            shape = self._shapes[key] = self._make(*key)
-        return shape
-
-    def place(self, rip: int) -> str:
-        """The text of a linear address."""
-        text = self._places.get(rip)
-        if text is None:
-            if len(self._places) >= _PLACES_MAX:
-                self._places.clear()
-            text = self._places[rip] = self._place(rip)
-        return text
+        self.shapes: dict[tuple[int, ...], _Shape] = _Bounded(lambda key: self._make(*key), _SHAPES_MAX)
+        self.places: dict[int, str] = _Bounded(place, _PLACES_MAX)
 
     def _make(self, reason: int, address: int, size: int, count: int, is_write: int, verb: int) -> _Shape:
         name = reason_name(reason)
@@ -183,7 +184,7 @@ class ExitSource:
             self._changed.notify_all()
         line = self._clock.tick()
         events: list[TraceEvent] = []
-        self._decode(raw, line, events.append)
+        self._decode(raw, events.append)
         return events, line.at(until) - _MARGIN_NS
 
     def finish(self) -> Sequence[TraceEvent]:
@@ -196,32 +197,35 @@ class ExitSource:
         loop = self._loop
         return min(now, loop.exit_tsc) if loop.open or loop.pending else now
 
-    def _decode(self, raw: bytes, line: Line, put: Callable[[TraceEvent], None]) -> None:
-        """The hot loop, about 3 µs a record: what repeats is remembered, what is rare is called."""
-        shape_of, place, older, describe = (
-            self._names.shape,
-            self._names.place,
-            self._clock.ns,
+    def _decode(self, raw: bytes, put: Callable[[TraceEvent], None]) -> None:
+        """The hot loop, about 2 µs a record: what repeats is looked up, what is rare is called."""
+        shapes, places, piece, describe = (
+            self._names.shapes,
+            self._names.places,
+            self._clock.piece,
             self._describe,
         )
-        base_tsc, base_ns, rate = line
-        view, at = memoryview(raw), 0
+        base_tsc = end_tsc = base_ns = rate = at = 0
+        view = memoryview(raw)
         # fmt: off
         for (
             enter, left, resume, address, data, reason, count, vcpu, size, flags, verb, cpl,
             text_bytes, rip, cr3,
         ) in RECORD.iter_unpack(raw):
             # fmt: on
-            via, kind, name, args, length = shape_of((reason, address, size, count, flags & _WRITE, verb))
+            if not base_tsc <= left < end_tsc:
+                (base_tsc, base_ns, rate), end_tsc = piece(left)
+            via, kind, name, args, length = shapes[reason, address, size, count, flags & _WRITE, verb]
             result: int | None = None
-            layer = "pykvm" if kind != "step" else "guest user" if cpl == _USER else "guest kernel"
-            shown = data[:length]
+            layer, where, shown = "pykvm", places[rip], data[:length]
+            if verb == _STEP:
+                layer = "guest user" if cpl == _USER else "guest kernel"
+            if flags & _SYNCED != _SYNCED:
+                cpl, rip, where, cr3 = _some(flags, cpl, rip, cr3)  # noqa: PLW2901 - other names cost time
             if flags & _CALLED or text_bytes:
-                record = view[at : at + RECORD_BYTES]
-                kind, name, args, result, shown = _call(record, (kind, name, args))
-            since = left - base_tsc
+                kind, name, args, result, shown = _call(view[at : at + RECORD_BYTES], (kind, name, args))
             event = (
-                base_ns + (since * rate >> FRACTION) if since >= 0 else older(left),
+                base_ns + ((left - base_tsc) * rate >> FRACTION),
                 kind,
                 layer,
                 name,
@@ -231,10 +235,10 @@ class ExitSource:
                 args,
                 result,
                 (left - enter) * rate >> FRACTION,
-                cpl if flags & _SREGS else None,
-                rip if flags & _REGS else None,
-                place(rip) if flags & _REGS else "",
-                cr3 if flags & _SREGS else None,
+                cpl,
+                rip,
+                where,
+                cr3,
                 shown,
                 "",
                 describe(view[at : at + RECORD_BYTES]) if describe else "",
@@ -242,6 +246,13 @@ class ExitSource:
             )
             put(_new(TraceEvent, event))
             at += RECORD_BYTES
+
+
+def _some(flags: int, cpl: int, rip: int, cr3: int) -> tuple[int | None, int | None, str, int | None]:
+    """CPL, RIP, place and CR3 of a record that does not have them all."""
+    has_special = flags & lib.RECORD_SREGS
+    where = (rip, f"{rip:#x}") if flags & lib.RECORD_REGS else (None, "")
+    return (cpl if has_special else None, *where, cr3 if has_special else None)
 
 
 def _call(record: memoryview, shape: tuple[str, str, _Args]) -> tuple[str, str, _Args, int | None, bytes]:

@@ -16,6 +16,7 @@ FRACTION = 40
 
 _KEPT = 64
 _SHORTEST_NS = 1_000_000
+_NEVER = 1 << 64
 
 
 class Line(NamedTuple):
@@ -56,7 +57,8 @@ class RunningClock:
         self._last = (tsc, line.at(tsc))
         return line
 
-    def ns(self, tsc: int) -> int:
-        """The ns of a TSC value before the last tick; after at least one."""
-        at = bisect_right(self._lines, tsc, key=lambda line: line.tsc) - 1
-        return self._lines[max(at, 0)].at(tsc)
+    def piece(self, tsc: int) -> tuple[Line, int]:
+        """The line that a TSC value lies on, and the TSC at which another begins; after at least one tick."""
+        at = max(bisect_right(self._lines, tsc, key=lambda line: line.tsc) - 1, 0)
+        end = self._lines[at + 1].tsc if at + 1 < len(self._lines) else _NEVER
+        return self._lines[at], end
