@@ -62,3 +62,7 @@ class RunningClock:
         at = max(bisect_right(self._lines, tsc, key=lambda line: line.tsc) - 1, 0)
         end = self._lines[at + 1].tsc if at + 1 < len(self._lines) else _NEVER
         return self._lines[at], end
+
+    def ns(self, tsc: int) -> int:
+        """CLOCK_MONOTONIC ns of a TSC value; after at least one tick."""
+        return self.piece(tsc)[0].at(tsc)

@@ -554,7 +554,7 @@ def test_a_handler_replaces_the_machine_s_answer() -> None:
 
 @pytest.mark.needs("real16", "sync_regs")
 def test_a_trace_has_every_exit_in_order() -> None:
-    """More of them than the ring holds, answered in C and by Python: each once, with data, in order of time."""
+    """More than the ring holds, answered in C and by Python: each once, with data, in order of time."""
     fast, slow = 17_000, 50
     body = b"\xee\xfe\xc0"  # out %al, %dx; inc %al
     code = out8(layout.DEBUG_CONSOLE.start, 0) + b"\xfe\xc0" + loop(fast - 1, body)
