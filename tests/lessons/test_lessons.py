@@ -1,9 +1,9 @@
 """Runs every guests/*/lesson.md: each `console` block gives what it shows, each `python` block holds.
 
 A console block has commands behind `$ ` and under each what it prints; `…` stands for any text. What a
-command prints on stderr counts. All blocks of a lesson run in order, the python ones in one namespace. Lessons run on
-the machine at hand and start the labs themselves. `<!-- include: FILE -->` is a source that the lesson shows;
-it must be there.
+command prints on stderr counts. All blocks of a lesson run in order, the python ones in one namespace.
+Lessons run on the machine at hand and start the labs themselves. `<!-- include: FILE -->` is a source that
+the lesson shows; it must be there.
 """
 
 from __future__ import annotations

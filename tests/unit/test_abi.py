@@ -78,7 +78,8 @@ PROGRAM_FAULT = {
         name: (16 + 8 * i, 8)
         for i, name in enumerate(
             (
-                "error address rip rflags rax rbx rcx rdx rsi rdi rbp rsp r8 r9 r10 r11 r12 r13 r14 r15 load_base"
+                "error address rip rflags rax rbx rcx rdx rsi rdi rbp rsp "
+                "r8 r9 r10 r11 r12 r13 r14 r15 load_base"
             ).split()
         )
     },
