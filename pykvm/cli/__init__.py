@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 141
     except OSError as error:
         _drop_output()
-        return _failed(f"{error.filename or 'standard output'}: {error.strerror}", 125)
+        return _failed(f"{error.filename or 'standard output'}: {error.strerror or error}", 125)
     return status
 
 
@@ -70,5 +70,5 @@ def _failed(what: str, status: int) -> int:
 
 def _drop_output() -> None:
     """Let go of what stdout still holds, or Python tries once more to write it when it ends."""
-    with suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:  # noqa: PTH123 - pathlib is not loaded
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
