@@ -4,7 +4,7 @@
 
     lane 1   unit    tests/unit
              native  tests/kvm on this machine's KVM, if it has one
-             lab     tests/lab, which boot labs of their own
+             lab     tests/lab and tests/lessons, which boot labs of their own
     lane 2   amd     tests/kvm in the AMD lab, all of them
              intel   in the Intel lab those that the AMD lab could not run
 
