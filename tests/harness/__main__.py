@@ -113,7 +113,8 @@ def _watch(work: Sequence[Future[Any]], workshop: Workshop) -> None:
 def _here(workshop: Workshop, options: argparse.Namespace, packages: Future[None]) -> list[Run]:
     """The unit tests, the KVM tests on this machine's KVM, the tests of the labs themselves."""
     runs = []
-    for place, tests in (("unit", ["tests/unit"]), ("native", options.tests), ("lab", ["tests/lab", "tests/lessons"])):
+    todo = {"unit": ["tests/unit"], "native": options.tests, "lab": ["tests/lab", "tests/lessons"]}
+    for place, tests in todo.items():
         if place in options.places:
             if place == "lab":
                 packages.result()
