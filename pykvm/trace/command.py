@@ -79,7 +79,6 @@ class _Vital:
         self._sink = sink
         self._stop = stop
         self.error: Exception | None = None
-        self.events = 0
 
     def __repr__(self) -> str:
         return repr(self._sink)
@@ -89,7 +88,6 @@ class _Vital:
 
     def write(self, events: Sequence[TraceEvent]) -> None:
         self._guard(lambda: self._sink.write(events))
-        self.events += len(events)
 
     def close(self, result: RunResult | None) -> None:
         self._guard(lambda: self._sink.close(result))
@@ -124,7 +122,7 @@ def trace_image(image: str, options: Mapping[str, Any], wanted: TraceOptions) ->
     result = run_image(image, options, show=not to_stdout, prepare=prepare)
     for sink in sinks:
         if isinstance(sink.error, OutputError):
-            raise OutputError(f"{sink.error}; {sink.events} events were written, and the run was ended")
+            raise OutputError(f"{sink.error}; the trace ends there, and the run was ended")
         if sink.error:
             raise sink.error
     return result

@@ -38,6 +38,7 @@ class HtmlSink:
         self._output = output
         self._waiting: list[TraceEvent] = []
         self._zero_ns: int | None = None
+        self._is_begun = False
 
     def __repr__(self) -> str:
         return self._output.name
@@ -45,6 +46,7 @@ class HtmlSink:
     def open(self, about: TraceAbout) -> None:
         """Write everything before the events."""
         self._output.write(_head(about).encode())
+        self._is_begun = True
 
     def write(self, events: Sequence[TraceEvent]) -> None:
         """Collect the events, and write the blocks that are full."""
@@ -58,7 +60,7 @@ class HtmlSink:
         if self._waiting:
             self._block(self._waiting)
             self._waiting = []
-        if result:
+        if result and self._is_begun:
             end = {
                 "reason": str(result),
                 "is_abnormal": result.reason.is_abnormal,

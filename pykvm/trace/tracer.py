@@ -23,6 +23,7 @@ __all__ = ["FunctionSink", "Tracer"]
 _POLL_S = 0.02
 _WINDOW_NS = 200_000_000
 _HELD_MAX = 1 << 17
+_PIECE = 64
 _NEVER = 1 << 63
 _BY_TIME = itemgetter(0)
 
@@ -149,12 +150,12 @@ class Tracer:
             return 0
 
     def _put(self, events: Sequence[TraceEvent]) -> None:
-        if not events:
-            return
         self.events += len(events)
-        for outlet in self._outlets:
-            if wanted := outlet.selection.keep(events):
-                self._try(outlet, partial(_write, wanted))
+        for start in range(0, len(events), _PIECE):  # a full disk shall have room for most of them
+            piece = events[start : start + _PIECE]
+            for outlet in self._outlets:
+                if wanted := outlet.selection.keep(piece):
+                    self._try(outlet, partial(_write, wanted))
 
     def _try(self, outlet: _Outlet, do: Callable[[Sink], object], *, always: bool = False) -> None:
         if outlet.error and not always:
