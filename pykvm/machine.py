@@ -495,8 +495,8 @@ class Machine:
 
     @property
     def is_over(self) -> bool:
-        """Whether it is known how the run ends."""
-        return self._ending.is_over
+        """Whether it is known how the run ends; the time limit is looked at. From any thread."""
+        return self._supervisor.is_over() if self._supervisor else self._ending.is_over
 
     def stop(self, reason: EndReason = EndReason.INTERRUPTED, detail: str = "") -> None:
         """End the run from any thread."""

@@ -32,6 +32,4 @@ def add_tap(
     is_linux = machine.image is not None and machine.image.kind == "linux"
     if how == "off" or (how == "auto" and not is_linux):
         return None
-    tap = SyscallTap(machine, how, only=syscalls, processes=processes, words=words)
-    machine.add_source(tap.source)
-    return tap
+    return SyscallTap(machine, how, only=syscalls, processes=processes, words=words)

@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from contextlib import suppress
 from functools import cache
@@ -44,6 +45,7 @@ _KERNEL_BYTES = 128 << 20
 _RECORDS = 1 << 13
 _BACKLOG = 1 << 16
 _WAIT_S = 0.05
+_LONGEST_S = 2.0
 _TEXTS_MAX = 1 << 14
 _OUT_IMM8 = 0xE6
 _NOP = 0x90
@@ -69,6 +71,8 @@ class SyscallTap:
     `only` are names of syscalls, `processes` Linux's process numbers, `cr3s` page tables' gpas; what they
     leave out costs an exit or two, but no Python. With `words`, what arguments point to is read as strace
     does, which takes the time of an exit to Python; without, pointers stay addresses.
+
+    The calls go to the machine's sinks, as events of kind "syscall".
 
     Raises ConfigError for what can't be chosen. What the guest does to its entry code later is told in an
     event "note".
@@ -101,6 +105,7 @@ class SyscallTap:
         self._notes: deque[str] = deque()
         self._records: deque[Record] = deque()
         self._taken = threading.Condition()
+        self._turns = 0
         self._texts: dict[int, SyscallText] = {}
         self._tap = ffi.new("struct syscall_tap *")
         self._ring = ffi.new("struct tap_record[]", _RECORDS)
@@ -109,6 +114,7 @@ class SyscallTap:
         self._gate = Gate(machine.vcpus)
         self._connect(machine)
         self.source = CallSource(self._take, self._look, last=self._last)
+        machine.add_source(self.source)
 
     def _fill(
         self, only: Iterable[str], processes: Sequence[int], cr3s: Sequence[int], *, words: bool
@@ -390,7 +396,8 @@ class SyscallTap:
             self._in_words(loop, raw)
         elif found == lib.TAP_WANTED:
             while not lib.tap_put(self._tap, raw):
-                self._wait_for_room()
+                self._wait_for_reader()
+                self._drain()
         lib.tap_go_on(loop)
         return True
 
@@ -412,14 +419,18 @@ class SyscallTap:
         with self._taken:
             self._records.append(record._replace(sequence=lib.tap_number(self._tap), words=words))
         if len(self._records) > _BACKLOG:
-            self._wait_for_room()
+            self._wait_for_reader()
 
-    def _wait_for_room(self) -> None:
-        """Let the tracer take records; where there is none, or it is over, make room ourselves."""
+    def _wait_for_reader(self) -> None:
+        """Let the tracer catch up: as long as its sinks need, but not for ever.
+
+        The machine's lock is held here, and a sink may want it: then memory has to grow instead.
+        """
+        until = time.monotonic() + _LONGEST_S
         with self._taken:
-            self._taken.wait(_WAIT_S)
-        if self._machine.is_over:
-            self._drain()
+            turn = self._turns
+            while self._turns == turn and time.monotonic() < until and not self._machine.is_over:
+                self._taken.wait(_WAIT_S)
 
     def _drain(self) -> None:
         with self._taken:
@@ -432,6 +443,7 @@ class SyscallTap:
         with self._taken:
             found = list(self._records)
             self._records.clear()
+            self._turns += 1
             self._taken.notify_all()
         return found
 

@@ -65,7 +65,6 @@ def run(
     with Machine(memory="256M") as machine:
         machine.load(linux / "vmlinuz", initrd=initrd(linux), cmdline=f"{CMDLINE} loops={loops}")
         tap = SyscallTap(machine, method, **options)  # type: ignore[arg-type]
-        machine.add_source(tap.source)
 
         def sink(event: TraceEvent) -> None:
             events.append(event)
@@ -150,7 +149,6 @@ def test_a_guest_without_system_calls_has_nothing_to_tap() -> None:
     with Machine(memory="4M") as machine:
         machine.load("01_hello")
         tap = SyscallTap(machine)
-        machine.add_source(tap.source)
         machine.add_sink(events.append)
         with pytest.raises(TapError, match="MSR_LSTAR is 0"):
             tap.attach()
