@@ -498,6 +498,11 @@ class Machine:
         """Whether it is known how the run ends; the time limit is looked at. From any thread."""
         return self._supervisor.is_over() if self._supervisor else self._ending.is_over
 
+    @property
+    def end(self) -> EndReason | None:
+        """How the run ends; None as long as that is not known."""
+        return self._ending.reason if self._ending.is_over else None
+
     def stop(self, reason: EndReason = EndReason.INTERRUPTED, detail: str = "") -> None:
         """End the run from any thread."""
         self._ending.finish(reason, detail=detail)

@@ -38,6 +38,7 @@ _NOT_FOR_PROGRAMS = {
     "snapshot": "--snapshot",
 }
 
+_GRACE_S = 1.0
 _MACHINE = ("memory", "vcpus", "board", "irqchip", "unclaimed", "vendor", "trace", "drop_records")
 _LOAD = ("mode", "address", "entry", "cmdline", "read_only", "snapshot")
 
@@ -114,10 +115,14 @@ class _Watch:
             self._machine.stop(EndReason.INTERRUPTED)
 
     def is_given_up(self) -> bool:
-        """Whether output that nobody takes is to be dropped. A run that is over waits for its reader."""
-        if self._machine and not self._machine.is_over and time.monotonic() >= self._deadline:
+        """Whether output that nobody takes is to be dropped.
+
+        A run that has ended by itself waits for its reader. One that has reached its limit waits a second more.
+        """
+        late_s = time.monotonic() - self._deadline
+        if self._machine and late_s >= 0:
             self._machine.stop(EndReason.TIMEOUT, f"the guest ran for {self.timeout:g} s")
-            self._is_given_up = True
+            self._is_given_up |= late_s >= _GRACE_S and self._machine.end is EndReason.TIMEOUT
         return self._is_given_up
 
 
