@@ -117,7 +117,7 @@ class _Watch:
     def is_given_up(self) -> bool:
         """Whether output that nobody takes is to be dropped.
 
-        A run that has ended by itself waits for its reader. One that has reached its limit waits a second more.
+        A run that has ended by itself waits for its reader; one that has reached its limit, a second more.
         """
         late_s = time.monotonic() - self._deadline
         if self._machine and late_s >= 0:
