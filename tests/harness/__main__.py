@@ -58,11 +58,11 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--limit",
         type=float,
-        default=300,
+        default=1200,
         help="seconds for unit, native and lab each (default: %(default)s)",
     )
     parser.add_argument(
-        "--lab-limit", type=float, default=600, help="seconds for each lab (default: %(default)s)"
+        "--lab-limit", type=float, default=1800, help="seconds for each lab (default: %(default)s)"
     )
     parser.add_argument("tests", nargs="*", default=[_KVM_TESTS], help="KVM tests to run (default: all)")
     options = parser.parse_args(arguments)
