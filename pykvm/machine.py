@@ -467,8 +467,9 @@ class Machine:
 
     def _run(self, supervisor: Supervisor, *, registers: bool) -> RunResult:
         clock = TscClock()
-        if self.paravirt:
-            self.paravirt.start(self.vcpus[0], clock, traced=self.spec.trace or self._recorder is not None)
+        if self.paravirt and self.vm:
+            traced = self.spec.trace or self._recorder is not None
+            self.paravirt.start(self.vm, self.vcpus[0], clock, traced=traced)
         start_ns = time.monotonic_ns()
         supervisor.run()
         for vcpu in self.vcpus:

@@ -23,7 +23,7 @@
 #define HC_CONSOLE_READ 5   /* arg0 = gpa, arg1 = length -> bytes read, 0 at the end of the input, HC_EAGAIN: none yet */
 #define HC_RANDOM 6         /* arg0 = gpa, arg1 = length, at most 1 MiB -> random bytes written (all of them) */
 #define HC_YIELD 7          /* arg0 = nanoseconds, ~0: without end; arg1 = HC_YIELD_… -> 0: go on */
-#define HC_TRACE_RING 8     /* arg0 = gpa of a struct syscall_ring, arg1 = bytes of it and its records -> 0 */
+#define HC_TRACE_RING 8     /* arg0 = gpa of a struct syscall_ring, arg1 = bytes with its records -> SYSCALL_CLOCK_… */
 #define HC_TRACE_DRAIN 9    /* -> records that the host took out: the ring is empty */
 #define HC_FAULT 10         /* arg0 = gpa of a struct program_fault: a program was killed -> 0 */
 
@@ -60,16 +60,20 @@ struct hypercall {
  *
  * HC_TRACE_RING announces it, once. The guest writes the record at head modulo `capacity` and then adds 1 to
  * `head`; the host takes records and adds to `tail`, at any time. Where head - tail equals `capacity` the
- * ring is full and the guest asks with HC_TRACE_DRAIN before it writes on: nothing gets lost.
+ * ring is full and the guest asks with HC_TRACE_DRAIN before it writes on: nothing gets lost. HC_TRACE_RING's
+ * result is the clock that the host wants the times of.
  */
-#define SYSCALL_DONE 1    /* it returned: `result` and `end_tsc` are valid */
+#define SYSCALL_CLOCK_TSC 0 /* the guest's TSC */
+#define SYSCALL_CLOCK_KVM 1 /* kvmclock in ns, where the guest's TSC jumps because the host's is not steady */
+
+#define SYSCALL_DONE 1    /* it returned: `result` and `end_time` are valid */
 #define SYSCALL_UNKNOWN 2 /* the kernel does not have it, and answered -ENOSYS */
 
 struct syscall_record {
     uint64_t number;
     uint64_t arg[6];
     int64_t result;
-    uint64_t start_tsc, end_tsc; /* the guest's TSC: after entering the kernel, before leaving it */
+    uint64_t start_time, end_time; /* after entering the kernel, before leaving it */
     uint64_t cr3;
     uint64_t rip; /* where the program goes on */
     uint32_t flags; /* SYSCALL_… */

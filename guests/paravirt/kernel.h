@@ -8,7 +8,7 @@
  * exec.c     the ELF file and the first stack
  * files.c    the read-only file set, file descriptors; io.c: reading and writing
  * process.c  identity, limits, signals, the end; time.c: clocks, sleeping, futex
- * syscalls.c the table of system calls, and their trace
+ * syscalls.c the table of system calls; trace.c: what is told of them
  *
  * The address space: the program has all of the lower half but its last page. In the upper half, for ring 0
  * alone, all RAM appears at DIRECT, and the kernel itself again at KERNEL, code and data with their own rights.
@@ -79,7 +79,7 @@ int64_t user_string(char *to, uint64_t address, uint64_t size); /* its length, o
 void copy(void *to, const void *from, uint64_t size);
 void fill(void *to, int byte, uint64_t size);
 
-/* ---- exec.c, files.c, process.c, syscalls.c */
+/* ---- exec.c, files.c, process.c */
 struct start {
     uint64_t rip, rsp;
 };
@@ -89,8 +89,12 @@ void files_init(void);
 uint64_t file_of(int64_t fd, uint64_t *size_bytes); /* the gpa of what an open file holds; 0: no such file */
 _Noreturn void end_program(unsigned code);
 _Noreturn void kill_program(unsigned kind, unsigned signal, const struct frame *frame, const syscall_t *call);
-void syscalls_init(void);
-void trace_syscall(const syscall_t *call, int64_t result, unsigned flags); /* nothing where no trace is wanted */
+
+/* ---- trace.c: nothing of it happens where no trace is wanted */
+extern int trace_is_on;
+void trace_init(void);
+void trace_start(void);                                                /* of the call that has just come */
+void trace_end(const syscall_t *call, int64_t result, unsigned flags); /* flags: SYSCALL_… */
 
 /* ---- start.S */
 extern char kernel_start[], kernel_text_end[], kernel_end[]; /* kernel.ld */

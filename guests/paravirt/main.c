@@ -189,7 +189,7 @@ void kernel_main(uint64_t boot_gpa) /* called by start.S */
     }
     close_pages();
     frames_init();
-    syscalls_init();
+    trace_init();
     files_init();
     if (exec_load(&start)) {
         printf("paravirtual kernel: the program does not fit into memory; give the guest more\n");

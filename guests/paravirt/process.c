@@ -52,7 +52,7 @@ _Noreturn void kill_program(unsigned kind, unsigned signal, const struct frame *
 
 int64_t sys_exit(const syscall_t *call)
 {
-    trace_syscall(call, 0, 0);
+    trace_end(call, 0, 0);
     end_program(call->arg[0] & 0xff);
 }
 
@@ -221,7 +221,7 @@ static int64_t raise(uint64_t signal, const syscall_t *call)
         return -ENOSYS;
     if (signal < 64 && ignored >> signal & 1)
         return 0;
-    trace_syscall(call, 0, 0);
+    trace_end(call, 0, 0);
     kill_program(FAULT_RAISED, (unsigned)signal, 0, call);
 }
 

@@ -1,5 +1,4 @@
-/* The table of system calls, and what the kernel tells of them: one record each in a ring that the host reads. */
-#include "cpu.h"
+/* The table of system calls, and the way of each. */
 #include "kernel.h"
 #include "linux.h"
 
@@ -49,53 +48,6 @@ static handler *const table[COUNT] = {
     [__NR_tgkill] = sys_tgkill,
 };
 
-/* ---- the trace */
-
-static struct syscall_ring *ring;
-static uint64_t started, cr3;
-
-void syscalls_init(void)
-{
-    uint64_t bytes = sizeof *ring + boot->trace_records * sizeof(struct syscall_record), gpa;
-    gpa = boot->trace_records ? frames_reserve(bytes) : 0;
-    if (!gpa)
-        return;
-    ring = direct(gpa);
-    ring->header_bytes = sizeof *ring;
-    ring->record_bytes = sizeof(struct syscall_record);
-    ring->capacity = boot->trace_records;
-    cr3 = read_cr3();
-    if (ask(HC_TRACE_RING, gpa, bytes) < 0)
-        ring = 0;
-}
-
-static uint64_t now(void)
-{
-    uint32_t low, high;
-    asm volatile("rdtsc" : "=a"(low), "=d"(high));
-    return (uint64_t)high << 32 | low;
-}
-
-void trace_syscall(const syscall_t *call, int64_t result, unsigned flags)
-{
-    struct syscall_record *record;
-    if (!ring)
-        return;
-    if (ring->head - *(volatile uint64_t *)&ring->tail >= ring->capacity && ask(HC_TRACE_DRAIN, 0, 0) < 0)
-        return;
-    record = (struct syscall_record *)(ring + 1) + (ring->head & (ring->capacity - 1));
-    copy(record, call, 7 * sizeof(uint64_t)); /* the number and the arguments stand in the same order */
-    record->result = result;
-    record->start_tsc = started;
-    record->end_tsc = flags & SYSCALL_DONE ? now() : 0;
-    record->cr3 = cr3;
-    record->rip = call->rip;
-    record->flags = flags;
-    record->vcpu = 0;
-    record->pid = record->tid = PID;
-    *(volatile uint64_t *)&ring->head = ring->head + 1;
-}
-
 /* ---- the way of each call */
 
 static int64_t unknown(uint64_t number)
@@ -112,10 +64,10 @@ int64_t handle_syscall(const syscall_t *call) /* called by start.S */
 {
     handler *handle = call->number < COUNT ? table[call->number] : 0;
     int64_t result;
-    if (!ring)
+    if (!trace_is_on)
         return handle ? handle(call) : unknown(call->number);
-    started = now();
+    trace_start();
     result = handle ? handle(call) : unknown(call->number);
-    trace_syscall(call, result, handle ? SYSCALL_DONE : SYSCALL_DONE | SYSCALL_UNKNOWN);
+    trace_end(call, result, handle ? SYSCALL_DONE : SYSCALL_DONE | SYSCALL_UNKNOWN);
     return result;
 }

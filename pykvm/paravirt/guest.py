@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 from pykvm._native import ffi, lib
@@ -24,9 +25,13 @@ if TYPE_CHECKING:
     from pykvm.result import ProgramFault
     from pykvm.trace.clock import TscClock
     from pykvm.vcpu import Vcpu
+    from pykvm.vm import Vm
 
 __all__ = ["Paravirt", "kernel_path"]
 
+_TSC_IS_STEADY = 1 << 1  # KVM_CLOCK_TSC_STABLE: no vCPU's TSC ever jumps
+_KVM_FEATURES, _HAS_KVMCLOCK = 0x4000_0001, 1 << 3  # CPUID: KVM_FEATURE_CLOCKSOURCE2
+_TRIES = 5
 _TRACE_RECORDS_AT: int = ffi.offsetof("struct paravirt_boot", "trace_records")
 
 
@@ -46,15 +51,13 @@ class Paravirt:
     Where the machine traces, the kernel tells of each system call: syscalls() iterates over those that came
     so far. Whoever wants them while the guest runs sets `on_drain`, a function that the vCPU's thread calls
     when the ring is full: it must call take_syscalls(), which may also be called at any other time, from any
-    thread. decode() makes records of what that gives.
+    thread. decode() makes records of what that gives, and ns() is right for their times.
     """
 
     def __init__(self, memory: GuestMemory, wanted: Wanted) -> None:
         """Raises ConfigError and ImageError for what can't be run; `memory` is written by place()."""
         self.program: Program = wanted.program
         self.on_drain: Callable[[], None] | None = None
-        self.tsc_offset = 0
-        """The guest's TSC minus the host's, in ticks."""
         self._memory = memory
         self._wanted = wanted
         self._boot_gpa = 0
@@ -64,6 +67,9 @@ class Paravirt:
         self._raw_fault = b""
         self._kept: list[bytes] = []
         self._clock: TscClock | None = None
+        self._vm: Vm | None = None
+        self._uses_kvmclock = False
+        self._offset = 0  # what is added to the host's TSC, or to CLOCK_MONOTONIC, to give the guest's time
 
     def place(self) -> tuple[Image, Placement]:
         """Put kernel, program and files into guest memory: the kernel's image, what vCPU 0 starts with."""
@@ -73,12 +79,12 @@ class Paravirt:
         placement.state.regs["rdi"] = self._boot_gpa
         return image, placement
 
-    def start(self, vcpu: Vcpu, clock: TscClock, *, traced: bool) -> None:
-        """The run is about to begin on `vcpu`; `traced`: have the kernel tell of system calls.
+    def start(self, vm: Vm, vcpu: Vcpu, clock: TscClock, *, traced: bool) -> None:
+        """The run is about to begin on `vcpu` of `vm`; `traced`: have the kernel tell of system calls.
 
         `clock` is that of the run's other records: of two clocks, each would have errors of its own.
         """
-        self._vcpu = vcpu
+        self._vm, self._vcpu = vm, vcpu
         self._is_traced = traced
         self._clock = clock
         records = RING_RECORDS if traced else 0
@@ -105,14 +111,18 @@ class Paravirt:
         }
 
     def _on_ring(self, request: Any) -> int:
-        if not self._is_traced or self._ring or not self._vcpu:
+        vm, vcpu = self._vm, self._vcpu
+        if not self._is_traced or self._ring or not vm or not vcpu:
             return int(lib.HC_EINVAL)
         try:
             self._ring = SyscallRing(self._memory, request.arg[0], request.arg[1])
         except ValueError:
             return int(lib.HC_EINVAL)
-        self.tsc_offset = self._vcpu.tsc_offset()
-        return 0
+        if vm.get_clock().flags & _TSC_IS_STEADY or not _has_kvmclock(vcpu):
+            self._offset = vcpu.tsc_offset()
+            return int(lib.SYSCALL_CLOCK_TSC)
+        self._uses_kvmclock, self._offset = True, _kvmclock_offset(vm)
+        return int(lib.SYSCALL_CLOCK_KVM)
 
     def _on_full(self, _: Any) -> int:
         if not self._ring:
@@ -166,6 +176,27 @@ class Paravirt:
         for raw in self._kept:
             yield from decode(raw, self.ns)
 
-    def ns(self, guest_tsc: int) -> int:
-        """CLOCK_MONOTONIC ns of one of the guest's TSC values."""
-        return self._clock.ns((guest_tsc - self.tsc_offset) % (1 << 64)) if self._clock else 0
+    def ns(self, stamp: int, tsc_to_ns: Callable[[int], int] | None = None) -> int:
+        """CLOCK_MONOTONIC ns of a time in a `struct syscall_record`.
+
+        `tsc_to_ns` does it for a host's TSC value; by default it is the run's clock, right when it is over.
+        """
+        if self._uses_kvmclock:
+            return stamp - self._offset
+        convert = tsc_to_ns or (self._clock.ns if self._clock else int)
+        return convert((stamp - self._offset) % (1 << 64))
+
+
+def _has_kvmclock(vcpu: Vcpu) -> bool:
+    return any(row[0] == _KVM_FEATURES and row[3] & _HAS_KVMCLOCK for row in vcpu.get_cpuid())
+
+
+def _kvmclock_offset(vm: Vm) -> int:
+    """kvmclock minus CLOCK_MONOTONIC, in ns, as near as a few tries get."""
+    found = []
+    for _ in range(_TRIES):
+        before = time.monotonic_ns()
+        kvmclock: int = vm.get_clock().clock
+        after = time.monotonic_ns()
+        found.append((after - before, kvmclock - (before + after) // 2))
+    return int(min(found)[1])

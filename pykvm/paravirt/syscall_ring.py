@@ -95,7 +95,7 @@ class SyscallRing:
 
 
 def decode(raw: bytes, ns: Callable[[int], int]) -> Iterator[SyscallRecord]:
-    """The records in `raw`; `ns` turns one of the guest's TSC values into CLOCK_MONOTONIC ns."""
+    """The records in `raw`; `ns` turns a time in them into CLOCK_MONOTONIC ns."""
     for record in ffi.from_buffer("struct syscall_record[]", raw):
         yield _decoded(record, ns)
 
@@ -106,8 +106,8 @@ def _decoded(record: Any, ns: Callable[[int], int]) -> SyscallRecord:
         number=record.number,
         args=tuple(record.arg),
         result=record.result if done else 0,
-        start_ns=ns(record.start_tsc),
-        end_ns=ns(record.end_tsc) if done else 0,
+        start_ns=ns(record.start_time),
+        end_ns=ns(record.end_time) if done else 0,
         cr3=record.cr3,
         rip=record.rip,
         vcpu=record.vcpu,

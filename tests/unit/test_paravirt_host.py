@@ -414,9 +414,16 @@ def test_wild_announcements_are_refused(sizes: tuple[int, int], capacity: int, s
 
 def test_records_become_values() -> None:
     """Times go through the clock; one that never returned has no result and no end."""
-    done = {"number": 1, "arg": [1, 2, 3, 4, 5, 6], "result": -9, "start_tsc": 100, "end_tsc": 300, "cr3": 7}
+    done = {
+        "number": 1,
+        "arg": [1, 2, 3, 4, 5, 6],
+        "result": -9,
+        "start_time": 100,
+        "end_time": 300,
+        "cr3": 7,
+    }
     done |= {"rip": 8, "flags": lib.SYSCALL_DONE | lib.SYSCALL_UNKNOWN, "vcpu": 1, "pid": 2, "tid": 3}
-    never = {"number": 231, "result": 5, "start_tsc": 400, "end_tsc": 500}
+    never = {"number": 231, "result": 5, "start_time": 400, "end_time": 500}
     raw = b"".join(bytes(ffi.buffer(ffi.new("struct syscall_record *", r))) for r in (done, never))
     first, second = decode(raw, lambda tsc: tsc * 10)
     assert first == (1, (1, 2, 3, 4, 5, 6), -9, 1000, 3000, 7, 8, 1, 2, 3, True, False)
