@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 TIMEOUT_S = 400
 LOOPS = 2500
-BY_BREAKPOINT = pytest.param("breakpoint", marks=pytest.mark.needs("hw_breakpoint"))
 
 
 class Seen(NamedTuple):
@@ -79,7 +78,7 @@ def run(
 
 
 @pytest.mark.needs("ring3_syscall", "msr_filter")
-@pytest.mark.parametrize("method", ["patch", BY_BREAKPOINT])
+@pytest.mark.parametrize("method", ["patch"])
 def test_no_call_is_lost(linux: Path, method: str) -> None:
     """Calls of two processes at once, with KASLR: numbers, arguments, results, names and process numbers."""
     seen = run(linux, method, LOOPS)
