@@ -13,7 +13,7 @@ from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Self
 
 from pykvm._native import ffi, lib
-from pykvm.errors import KvmError
+from pykvm.errors import ConfigError, KvmError
 from pykvm.exits import RunView
 from pykvm.ioctls import call, call_sized
 from pykvm.kvm import cpuid_row, get_msrs
@@ -111,7 +111,9 @@ class Vcpu:
         self.close()
 
     def close(self) -> None:
-        """Give the vCPU back."""
+        """Give the vCPU back. Raises ConfigError while a thread is in enter(): it would run on without memory."""
+        if self.loop.tid:
+            raise ConfigError(f"vCPU {self.number} is running: kick it and wait for its thread before close()")
         if self.fd >= 0:
             self.loop.run = ffi.NULL
             self.view.release()
