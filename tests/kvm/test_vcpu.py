@@ -13,7 +13,7 @@ import pytest
 from bare import PAGE, START, Bare, out
 
 from pykvm._native import lib
-from pykvm.errors import KvmError
+from pykvm.errors import ConfigError, KvmError
 from pykvm.exits import DebugExit, HltExit, InternalErrorExit, IoExit, ShutdownExit
 from pykvm.regs import PAGE_TABLES_OFFSET, CpuMode, boot_structures, initial_state
 from pykvm.vcpu import GENERAL_REGISTERS, LoopResult, Ticks, Vcpu
@@ -419,3 +419,16 @@ def test_making_and_closing_leaves_nothing() -> None:
     after = len(os.listdir("/proc/self/fd")), len(Path("/proc/self/maps").read_text().splitlines())  # noqa: PTH208
     assert after[0] == before[0]
     assert after[1] <= before[1] + 2
+
+
+def test_a_running_vcpu_is_not_closed_under_its_thread() -> None:
+    """close() refuses, the guest runs on, and after a kick it can be closed."""
+    with Bare(SPIN) as bare:
+        thread = threading.Thread(target=bare.vcpu.enter)
+        thread.start()
+        while not bare.vcpu.loop.tid:
+            os.sched_yield()
+        with pytest.raises(ConfigError, match="is running"):
+            bare.vcpu.close()
+        bare.vcpu.kick()
+        thread.join(10)
