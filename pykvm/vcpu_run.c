@@ -224,7 +224,10 @@ static enum loop_result enter_guest(struct exit_loop *loop)
         loop->stay_tsc = loop->enter_tsc;
     loop->answering = 0;
     record_close(loop, loop->enter_tsc, RECORD_DONE);
+    __atomic_store_n(&loop->outside, 0, __ATOMIC_RELEASE);
     failed = ENTER_GUEST(loop->fd) < 0 ? errno : 0;
+    __atomic_store_n(&loop->outside, 1, __ATOMIC_RELEASE);
+    __atomic_signal_fence(__ATOMIC_SEQ_CST); /* first that, then the time: ExitSource relies on it */
     loop->own_from = loop->exit_tsc = tsc_now();
     loop->guest_ticks += loop->exit_tsc - loop->enter_tsc;
     loop->entries++;

@@ -140,6 +140,7 @@ struct exit_loop {
     uint64_t open;    /* 1 + index of the record that waits for its end, or 0 */
     uint64_t enter_tsc, exit_tsc;
     uint64_t stay_tsc;    /* the first enter_tsc after the last exit: signals interrupt a stay, exits end it */
+    uint64_t outside;     /* 1: KVM_RUN has returned and was not called again */
     uint64_t answering;   /* 1: an exit is being answered since exit_tsc */
     uint64_t own_from;    /* since when the time is ours, or 0 */
     uint64_t own_ticks;   /* between KVM_RUN's return and the next entry or our own return */

@@ -45,10 +45,9 @@ _WHAT = {  # what record.address means
     lib.KVM_EXIT_SYSTEM_EVENT: "type",
 }
 _VERBS = {
-    lib.VERB_DISCARD: "discard",
-    lib.VERB_APPEND: "append",
-    lib.VERB_DOORBELL: "doorbell",
+    getattr(lib, name): name.removeprefix("VERB_").lower() for name in dir(lib) if name.startswith("VERB_")
 }
+_SAID_OTHERWISE = (lib.VERB_NONE, lib.VERB_HYPERCALL, lib.VERB_STEP)
 _DATA_BYTES = 8
 _WRITE, _DONE, _SYNCED = lib.RECORD_WRITE, lib.RECORD_DONE, lib.RECORD_REGS | lib.RECORD_SREGS
 _STEP = lib.VERB_STEP
@@ -118,8 +117,8 @@ class ExitNames:
         args.append(("size", size))
         if count > 1:
             args.append(("count", count))
-        if verb in _VERBS:
-            args.append(("verb", _VERBS[verb]))
+        if verb not in _SAID_OTHERWISE:
+            args.append(("verb", _VERBS.get(verb, str(verb))))
         is_mark = reason == _IO and is_write and address in layout.POST
         length = min(size * max(count, 1), _DATA_BYTES)
         name = reason_name(reason)
@@ -192,10 +191,17 @@ class ExitSource:
         return self.take()[0]
 
     def _until(self) -> int:
-        """The TSC before which no further record's exit can lie."""
+        """The TSC before which no further record's exit can lie.
+
+        A vCPU inside KVM_RUN will leave it later than now. One outside may have read its clock already, and
+        not have told the time yet: then it is later than its last entry, and that is all one knows.
+        """
         now: int = lib.tsc_now()
         loop = self._loop
-        return min(now, loop.exit_tsc) if loop.open or loop.pending else now
+        if not loop.outside:
+            return now
+        exit_is_known = loop.open or loop.pending
+        return int(min(now, loop.exit_tsc if exit_is_known else loop.enter_tsc))
 
     def _decode(self, raw: bytes, put: Callable[[TraceEvent], None]) -> None:
         """The hot loop, about 2 µs a record: what repeats is looked up, what is rare is called."""

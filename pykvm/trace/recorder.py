@@ -49,6 +49,7 @@ class Recorder:
         self.step = 0
         self._exits: list[ExitSource] = []
         self._loops: list[Any] = []
+        self._rings: Sequence[TraceRing] = ()
         self._is_finished = False
         self._lines: SourceLines | None = None
 
@@ -69,6 +70,7 @@ class Recorder:
     def start(self, machine: Machine, rings: Sequence[TraceRing], keep: Sequence[list[bytes]]) -> None:
         """The run begins: one source for each vCPU. `keep` gets the raw records of each, if wanted whole."""
         image = machine.image
+        self._rings = rings
         names = ExitNames(machine.ports, machine.mmio, _places(_symbols(machine.source)))
         clock = RunningClock()
         describe = self._disassembler(machine) if self.disassemble or self.step else None
@@ -130,6 +132,8 @@ class Recorder:
         self.tracer.close(self.result)
         if self.step and not any(loop.steps for loop in self._loops):
             self.tracer.troubles.append("this KVM did not single-step: no instruction could be sampled")
+        if dropped := sum(ring.dropped for ring in self._rings):
+            self.tracer.troubles.append(f"{dropped} exits came faster than they were read and have no event")
         self.warnings = tuple(self.tracer.troubles)
 
 

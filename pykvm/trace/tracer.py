@@ -74,7 +74,6 @@ class Tracer:
         self._outlets: list[_Outlet] = []
         self._sources: list[Source] = []
         self._held: list[TraceEvent] = []
-        self._until: dict[int, int] = {}
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._main, name="tracer", daemon=True)
         self.troubles: list[str] = []
@@ -126,28 +125,30 @@ class Tracer:
 
     def _turn(self) -> int:
         """Ask every source once and hand on what is in order: how many events they had."""
-        found = sum([self._take(source) for source in list(self._sources)])
+        stuck = time.monotonic_ns() - _WINDOW_NS
+        found, horizon = 0, _NEVER
+        for source in list(self._sources):
+            count, until = self._take(source)
+            # who had something will go on: only a source that is silent is not waited for
+            horizon = min(horizon, until if count else max(until, stuck))
+            found += count
         held = self._held
-        horizon = max(min(self._until.values(), default=_NEVER), time.monotonic_ns() - _WINDOW_NS)
         held.sort(key=_BY_TIME)
         ready = max(bisect_left(held, horizon, key=_BY_TIME), len(held) - _HELD_MAX)
         self._held = held[ready:]
         self._put(held[:ready])
         return found
 
-    def _take(self, source: Source, *, final: bool = False) -> int:
+    def _take(self, source: Source, *, final: bool = False) -> tuple[int, int]:
+        """How many events the source had, and the time before which no more will come."""
         try:
-            if final:
-                events = source.finish()
-            else:
-                events, self._until[id(source)] = source.take()
+            events, until = (source.finish(), _NEVER) if final else source.take()
             self._held += events
-            return len(events)
+            return len(events), until
         except Exception as error:  # noqa: BLE001 - whatever a source does, the run goes on
             self._sources.remove(source)
-            self._until.pop(id(source), None)
             self._trouble(type(source).__name__, error)
-            return 0
+            return 0, _NEVER
 
     def _put(self, events: Sequence[TraceEvent]) -> None:
         self.events += len(events)

@@ -318,9 +318,17 @@ def test_records_are_kept_for_who_wants_them_raw() -> None:
 
 
 def test_an_open_exit_holds_the_others_back() -> None:
-    """What has begun and is not over: nobody may say that everything before now has come."""
+    """What has begun and is not over: nobody may say that everything before now has come.
+
+    Nor while an exit may have happened that has no time yet.
+    """
     exits: Any = source()
     now = exits.take()[1]
-    exits.keep_loop.open = 1
-    exits.keep_loop.exit_tsc = 1000
-    assert exits.take()[1] < 500 < now
+    loop = exits.keep_loop
+    loop.outside, loop.open, loop.enter_tsc, loop.exit_tsc = 1, 1, 10**6, 2 * 10**6
+    assert exits.take()[1] == 10**6 - 50_000
+    assert now > 10**9
+    loop.open = 0
+    assert exits.take()[1] == 5 * 10**5 - 50_000
+    loop.outside = 0
+    assert exits.take()[1] > 10**9
