@@ -111,9 +111,12 @@ class Vcpu:
         self.close()
 
     def close(self) -> None:
-        """Give the vCPU back. Raises ConfigError while a thread is in enter(): it would run on without memory."""
+        """Give the vCPU back.
+
+        Raises ConfigError while a thread is in enter(), which would go on without its memory.
+        """
         if self.loop.tid:
-            raise ConfigError(f"vCPU {self.number} is running: kick it and wait for its thread before close()")
+            raise ConfigError(f"vCPU {self.number} is running: kick it, and wait for its thread, first")
         if self.fd >= 0:
             self.loop.run = ffi.NULL
             self.view.release()
