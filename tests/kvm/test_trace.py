@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 TIMEOUT_S = 60
 HELLO = b"Hello from 64-bit long mode!\n"
-EXITS = 30_000
+EXITS = 5000
+RING = 512  # much less: so the rings fill up again and again
 FREE_PORT = 0x600
 ENDLESS = b"\xe6" + bytes([layout.DEBUG_CONSOLE.start]) + b"\xeb\xfc"  # 1: out %al, $0xe9; jmp 1b
 
@@ -147,6 +148,12 @@ int main(void)
 """.encode()
 
 
+@pytest.fixture
+def small_rings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rings that a few exits fill."""
+    monkeypatch.setattr("pykvm.trace.recorder._RECORDS", RING)
+
+
 @pytest.fixture(scope="module")
 def flooding(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The image of such a guest, for two CPUs."""
@@ -197,12 +204,13 @@ class SlowSink:
 
 
 @pytest.mark.needs("irqchip", "smp")
+@pytest.mark.usefixtures("small_rings")
 @pytest.mark.parametrize("fast", [False, True], ids=["python", "C"])
 def test_two_vcpus_at_full_load_lose_nothing(flooding: Path, *, fast: bool) -> None:
     """With rings that fill up again and again: every write is there once, in order, and so in one list."""
     from pykvm._native import lib
 
-    sink = SlowSink(0.02)
+    sink = SlowSink(0.002)
     with Machine(memory="2M", vcpus=2, irqchip=True) as machine:
         machine.ports.attach(range(FREE_PORT, FREE_PORT + 4), Null())
         machine.load(flooding)
@@ -219,6 +227,7 @@ def test_two_vcpus_at_full_load_lose_nothing(flooding: Path, *, fast: bool) -> N
 
 
 @pytest.mark.needs("irqchip", "smp")
+@pytest.mark.usefixtures("small_rings")
 def test_who_would_rather_lose_events_is_told_how_many(flooding: Path) -> None:
     """Dropped and seen are all exits there were; the guest did not wait."""
     seen: list[TraceEvent] = []
