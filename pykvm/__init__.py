@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pykvm.errors import PykvmError
     from pykvm.kvm import Kvm
-    from pykvm.machine import Machine, MachineSpec
+    from pykvm.machine import Machine
     from pykvm.memory import GuestMemory
     from pykvm.result import EndReason, RunResult
     from pykvm.vcpu import Vcpu
@@ -33,7 +33,7 @@ _HOMES = {
     "GuestMemory": "memory",
     "Kvm": "kvm",
     "Machine": "machine",
-    "MachineSpec": "machine",
+    "MachineSpec": "spec",
     "PykvmError": "errors",
     "RunResult": "result",
     "Vcpu": "vcpu",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -18,16 +18,17 @@ from pykvm.bus import Bus
 from pykvm.console import Console
 from pykvm.console_input import ConsoleInput
 from pykvm.cpuid import policy
-from pykvm.errors import ConfigError, ImageNotFoundError, KvmError
-from pykvm.exits import Exit, reason_name
+from pykvm.errors import ConfigError, ImageNotFoundError
+from pykvm.fast_ports import fast_port, share_slots
 from pykvm.guests import find_named
 from pykvm.kvm import Kvm
 from pykvm.memory import GuestMemory, parse_size
 from pykvm.regs import CpuMode
-from pykvm.report import cpu_snapshot
-from pykvm.result import EndReason, Mark, RunResult, RunStats
+from pykvm.result import EndReason, Mark, RunResult
 from pykvm.runner import Ending, VcpuRunner
+from pykvm.spec import MachineSpec
 from pykvm.supervisor import Supervisor
+from pykvm.tally import cpu_snapshots, exit_counts, run_stats
 from pykvm.trace.clock import TscClock
 from pykvm.trace.record import TraceRecords, TraceRing
 from pykvm.vm import GsiLine, Vm
@@ -35,6 +36,7 @@ from pykvm.vm import GsiLine, Vm
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from pykvm.exits import Exit
     from pykvm.paravirt.guest import Paravirt
     from pykvm.trace.event import Sink, Source, TraceEvent
     from pykvm.trace.iterate import TraceIterator
@@ -47,32 +49,6 @@ __all__ = ["Machine", "MachineSpec"]
 _FLIGHT_RECORDS = 64
 _TRACE_RECORDS = 1 << 14
 _REST_S = 0.01
-
-
-@dataclass(frozen=True, slots=True)
-class MachineSpec:
-    """What a machine is made of; a plain value that can be pickled.
-
-    `memory_bytes` of RAM; `irqchip` None means: where it is needed (several vCPUs, the testdev board).
-    `unclaimed` is "stop" or "float". `trace` keeps a record of every exit, with cr3 and cpl.
-    `drop_records`: where records come faster than they are read, lose some and count them, not the time.
-    """
-
-    memory_bytes: int = 64 << 20
-    vcpus: int = 1
-    board: str = "pykvm"
-    irqchip: bool | None = None
-    unclaimed: str = "stop"
-    trace: bool = False
-    drop_records: bool = False
-    vendor: str | None = None
-
-    @property
-    def has_irqchip(self) -> bool:
-        """Whether the machine gets an in-kernel irqchip and PIT."""
-        if self.irqchip is None:
-            return self.vcpus > 1 or self.board == "testdev"
-        return self.irqchip
 
 
 class Machine:
@@ -100,7 +76,7 @@ class Machine:
     ) -> None:
         """Raises ConfigError for what can't be built and KvmUnavailableError where there is no KVM."""
         self.spec = MachineSpec(parse_size(memory), vcpus, **options)
-        _check_spec(self.spec)
+        self.spec.check()
         self.handlers = dict(handlers or {})
         self.ports = Bus("ports")
         self.mmio = Bus("MMIO")
@@ -134,9 +110,7 @@ class Machine:
     @classmethod
     def from_spec(cls, spec: MachineSpec, **more: Any) -> Self:
         """A machine from a MachineSpec; `more` are console and handlers."""
-        names = ("board", "irqchip", "unclaimed", "trace", "drop_records", "vendor")
-        options = {name: getattr(spec, name) for name in names}
-        return cls(spec.memory_bytes, spec.vcpus, **options, **more)
+        return cls(spec.memory_bytes, spec.vcpus, **spec.options, **more)
 
     def __enter__(self) -> Self:
         return self
@@ -267,9 +241,7 @@ class Machine:
             raise ImageNotFoundError(
                 f"{name}: no such file and no such guest; `pykvm guests` lists the guests"
             )
-        wants = {k: v for k, v in guest.machine.items() if k in ("irqchip", "unclaimed", "board")}
-        unset = {k: v for k, v in wants.items() if getattr(self.spec, k) == getattr(_DEFAULT, k)}
-        self.spec = replace(self.spec, **unset)
+        self.spec = self.spec.with_wishes(guest.machine)
         word = mode.value if mode else next(iter(guest.images))
         return guest.image(word), mode if mode or word == "reset" else CpuMode(word)
 
@@ -303,7 +275,7 @@ class Machine:
             vm.create_irqchip()
             vm.create_pit()
         self._attach(most)
-        self._share_slots()
+        share_slots(self._shared, self.memory)
         for number in range(spec.vcpus):
             self.vcpus.append(vm.create_vcpu(number))  # before anything else can fail, so that close() has it
             self._set_up_vcpu(self.vcpus[number], number)
@@ -343,22 +315,7 @@ class Machine:
         Before run() only. VERB_APPEND appends to the console; a doorbell signals `doorbell_fd`. Raises
         ConfigError if the table is full or a port is fast already.
         """
-        used = [i for i in range(1, lib.FAST_PORTS_MAX) if self._shared.fast_ports[i].verb]
-        index = len(used) + 1
-        if index >= lib.FAST_PORTS_MAX or any(self._shared.fast_index[port] for port in where):
-            raise ConfigError(f"fast ports {where.start:#x}-{where.stop - 1:#x}: taken, or the table is full")
-        fast = self._shared.fast_ports[index]
-        fast.verb, fast.doorbell_fd, fast.ring = verb, doorbell_fd, ffi.addressof(self._shared, "console")
-        for port in where:
-            self._shared.fast_index[port] = index
-        return index
-
-    def _share_slots(self) -> None:
-        for i, slot in enumerate(self.memory.slots):
-            target = self._shared.slots[i]
-            target.gpa, target.size, target.read_only = slot.gpa, slot.size_bytes, slot.read_only
-            target.host = ffi.cast("uint8_t *", slot.hva)
-        self._shared.slot_count = len(self.memory.slots)
+        return fast_port(self._shared, where, verb, doorbell_fd=doorbell_fd)
 
     def _set_up_vcpu(self, vcpu: Vcpu, number: int) -> None:
         spec = self.spec
@@ -595,14 +552,20 @@ class Machine:
             reason=reason,
             exit_code=self._ending.code,
             console=self._console.contents(),
-            exits=self._exit_counts(),
-            stats=self._stats(clock, wall_ns),
+            exits=exit_counts(self.vcpus),
+            stats=run_stats(
+                self.vcpus,
+                clock,
+                wall_ns=wall_ns,
+                unclaimed=self.unclaimed,
+                dropped_records=sum(ring.dropped for ring in self._rings),
+            ),
             marks=tuple(Mark(value, at - start_ns) for value, at in self.marks),
             detail=self._ending.detail,
             fault=self.paravirt.fault if self.paravirt else None,
             last_exits=records[-_FLIGHT_RECORDS:],
             trace=records if self.spec.trace else (),
-            cpus=self._snapshots() if registers or reason.is_abnormal else (),
+            cpus=cpu_snapshots(self.vcpus, self.memory) if registers or reason.is_abnormal else (),
             kvm=self.kvm.module(),
         )
 
@@ -612,57 +575,3 @@ class Machine:
         for raw, ring in zip(self._raw, self._rings, strict=True):
             raw.append(ring.take())
         return TraceRecords.merged((b"".join(raw) for raw in self._raw), clock)
-
-    def _exit_counts(self) -> dict[str, int]:
-        counts: dict[str, int] = {}
-        for vcpu in self.vcpus:
-            for reason, count in enumerate(vcpu.loop.by_reason):
-                if count:
-                    counts[reason_name(reason)] = counts.get(reason_name(reason), 0) + count
-        return counts
-
-    def _stats(self, clock: TscClock, wall_ns: int) -> RunStats:
-        loops = [vcpu.loop for vcpu in self.vcpus]
-        return RunStats(
-            wall_ns=wall_ns,
-            guest_ns=clock.duration_ns(sum(loop.guest_ticks for loop in loops)),
-            own_ns=clock.duration_ns(sum(loop.own_ticks for loop in loops)),
-            answer_ns=clock.duration_ns(sum(loop.answer_ticks for loop in loops)),
-            wait_ns=clock.duration_ns(sum(loop.wait_ticks for loop in loops)),
-            skipped_steps=sum(_skipped(loop.steps, loop.step_period) for loop in loops),
-            entries=sum(loop.entries for loop in loops),
-            exits=sum(loop.exits for loop in loops),
-            fast_exits=sum(loop.fast_exits for loop in loops),
-            unclaimed=self.unclaimed,
-            dropped_records=sum(ring.dropped for ring in self._rings),
-        )
-
-    def _snapshots(self) -> tuple[Any, ...]:
-        found = []
-        for vcpu in self.vcpus:
-            try:
-                found.append(cpu_snapshot(vcpu, self.memory))
-            except KvmError:  # a vCPU whose state KVM can't tell any more
-                continue
-        return tuple(found)
-
-
-def _skipped(steps: int, period: int) -> int:
-    """How many of so many single steps have no record: of every `period` the first has one."""
-    return steps * (period - 1) // period if period else 0
-
-
-_DEFAULT = MachineSpec()
-
-
-def _check_spec(spec: MachineSpec) -> None:
-    if spec.vcpus < 1:
-        raise ConfigError(f"{spec.vcpus} vCPUs: a machine has at least 1")
-    if spec.vendor not in (None, "intel", "amd"):
-        raise ConfigError(f"vendor={spec.vendor!r}: it is 'intel' or 'amd', or None for the host's own")
-    if spec.unclaimed not in ("stop", "float"):
-        raise ConfigError(f"unclaimed={spec.unclaimed!r}: it is 'stop' or 'float'")
-    if spec.vcpus > 1 and spec.irqchip is False:
-        raise ConfigError(
-            f"{spec.vcpus} vCPUs need the irqchip: the guest starts them through its local APICs"
-        )

@@ -1,0 +1,66 @@
+"""MachineSpec: what a machine is made of, as a plain value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, Self
+
+from pykvm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["MachineSpec"]
+
+
+@dataclass(frozen=True, slots=True)
+class MachineSpec:
+    """What a machine is made of; a plain value that can be pickled.
+
+    `memory_bytes` of RAM; `irqchip` None means: where it is needed (several vCPUs, the testdev board).
+    `unclaimed` is "stop" or "float". `trace` keeps a record of every exit, with cr3 and cpl.
+    `drop_records`: where records come faster than they are read, lose some and count them, not the time.
+    """
+
+    memory_bytes: int = 64 << 20
+    vcpus: int = 1
+    board: str = "pykvm"
+    irqchip: bool | None = None
+    unclaimed: str = "stop"
+    trace: bool = False
+    drop_records: bool = False
+    vendor: str | None = None
+
+    @property
+    def has_irqchip(self) -> bool:
+        """Whether the machine gets an in-kernel irqchip and PIT."""
+        if self.irqchip is None:
+            return self.vcpus > 1 or self.board == "testdev"
+        return self.irqchip
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """All but the first two fields, as Machine's keyword arguments."""
+        return {field.name: getattr(self, field.name) for field in fields(self)[2:]}
+
+    def with_wishes(self, wishes: Mapping[str, Any]) -> Self:
+        """Take over those of `wishes` that are for options which still have their default."""
+        unset = {
+            field.name: wishes[field.name]
+            for field in fields(self)[2:]
+            if field.name in wishes and getattr(self, field.name) == field.default
+        }
+        return replace(self, **unset)
+
+    def check(self) -> None:
+        """Raise ConfigError for what can't be built anywhere."""
+        if self.vcpus < 1:
+            raise ConfigError(f"{self.vcpus} vCPUs: a machine has at least 1")
+        if self.vendor not in (None, "intel", "amd"):
+            raise ConfigError(f"vendor={self.vendor!r}: it is 'intel' or 'amd', or None for the host's own")
+        if self.unclaimed not in ("stop", "float"):
+            raise ConfigError(f"unclaimed={self.unclaimed!r}: it is 'stop' or 'float'")
+        if self.vcpus > 1 and self.irqchip is False:
+            raise ConfigError(
+                f"{self.vcpus} vCPUs need the irqchip: the guest starts them through its local APICs"
+            )
