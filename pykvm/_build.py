@@ -136,11 +136,12 @@ class BuildExt(build_ext):
 
 
 class SourceDist(sdist):
-    """`sdist` that takes the sources of guests and firmware along."""
+    """`sdist` that takes along what the tree has beside the package: guests, firmware, tests, documents."""
 
-    def add_defaults(self) -> None:
-        super().add_defaults()
-        for folder in ("guests", "firmware", "tests"):
+    def make_distribution(self) -> None:
+        """Add them to the list, which `egg_info` has made, and write the archive."""
+        for folder in ("guests", "firmware", "tests", "docs"):
             found = (p for p in (ROOT / folder).rglob("*") if p.is_file() and "__pycache__" not in p.parts)
-            self.filelist.extend(str(p.relative_to(ROOT)) for p in found)
+            self.filelist.extend(sorted(str(p.relative_to(ROOT)) for p in found))
         self.filelist.extend(["Makefile", "CHANGELOG.md", "pykvm/kvm_api.cdef"])
+        super().make_distribution()
