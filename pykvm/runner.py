@@ -49,19 +49,36 @@ class Ending:
         self._wake = wake
         self._words: dict[str, tuple[EndReason, int | None, str]] = {}
         self._failures: dict[str, BaseException] = {}
-        self.is_over = False
-        self.reason = EndReason.INTERRUPTED
-        self.code: int | None = None
-        self.detail = ""
+        self.is_over = False  # an attribute: it is read at every exit
 
     def finish(self, reason: EndReason, *, code: int | None = None, detail: str = "") -> None:
         """End the run for `reason`; from any thread, and from a signal's handler."""
         word = (reason, code, detail)
-        # One step: a lock could meet itself in a signal's handler.
-        if self._words.setdefault("first", word) is word:
-            self.reason, self.code, self.detail = word
-            self.is_over = True
+        # One step: a lock could meet itself in a signal's handler. Who comes second ends the run as well: the
+        # first may not have got any further.
+        is_first = self._words.setdefault("first", word) is word
+        self.is_over = True
+        if is_first:
             self._wake()
+
+    @property
+    def reason(self) -> EndReason:
+        """Why the run ended; INTERRUPTED as long as nobody has said."""
+        return self._word[0]
+
+    @property
+    def code(self) -> int | None:
+        """The guest's exit code, if it gave one."""
+        return self._word[1]
+
+    @property
+    def detail(self) -> str:
+        """More about the reason, or nothing."""
+        return self._word[2]
+
+    @property
+    def _word(self) -> tuple[EndReason, int | None, str]:
+        return self._words.get("first", (EndReason.INTERRUPTED, None, ""))
 
     def fail(self, failure: BaseException) -> None:
         """End the run because pykvm itself failed; run() raises the first such `failure`."""

@@ -445,6 +445,15 @@ def test_a_word_from_a_signal_s_handler_inside_another_is_no_deadlock() -> None:
     assert ending.reason is EndReason.TIMEOUT
 
 
+def test_a_second_word_ends_the_run_where_the_first_thread_was_held_up() -> None:
+    """Between its word and the rest: the guest is not entered again, and the reason is the first one's."""
+    ending = Ending(lambda: None)
+    ending._words["first"] = (EndReason.TIMEOUT, None, "late")
+    ending.finish(EndReason.EXIT, code=3)
+    assert ending.is_over
+    assert (ending.reason, ending.code, ending.detail) == (EndReason.TIMEOUT, None, "late")
+
+
 def test_of_many_words_at_once_exactly_one_wins() -> None:
     """Reason and code belong together."""
     for _ in range(50):
