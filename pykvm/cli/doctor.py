@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,10 @@ def _complete_probe(ctx: click.Context, param: click.Parameter, incomplete: str)
 @click.option("-q", "--quick", is_flag=True, help="Run no probes: only say which KVM this is.")
 @click.option("--labs", is_flag=True, help="Ask the KVMs of both labs too, and show all side by side.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
-def command(probes: tuple[str, ...], everything: bool, quick: bool, labs: bool, as_json: bool) -> int:
+@click.option("--progress", is_flag=True, hidden=True, help="Name the probe at work without a terminal too.")
+def command(
+    probes: tuple[str, ...], everything: bool, quick: bool, labs: bool, as_json: bool, progress: bool
+) -> int:
     """Say what this machine's KVM can do.
 
     Tells which KVM this is and what it claims (KVM_CHECK_EXTENSION), then tries: each probe boots a tiny
@@ -63,7 +67,7 @@ def command(probes: tuple[str, ...], everything: bool, quick: bool, labs: bool, 
     from pykvm.doctor import examine
 
     names = [] if quick else list(probes) or None
-    with _progress() as started:
+    with _progress(always=progress) as started:
         report = examine(names, started=started)
     if labs:
         return _side_by_side(report, names, as_json=as_json)
@@ -83,17 +87,25 @@ def _status(report: Report, named: tuple[str, ...]) -> int:
 
 
 class _progress:  # noqa: N801 - used as a function
-    """A line on the terminal's stderr that names the probe at work, and goes away."""
+    """A line on the terminal's stderr that names the probe at work, and goes away.
+
+    With `always`, stderr leads to a terminal although it is none: that of a lab's host.
+    """
+
+    def __init__(self, *, always: bool = False) -> None:
+        self._shown = always or sys.stderr.isatty()
+        lab = os.environ.get("PYKVM_LAB")
+        self._where = f" in the {lab} lab" if lab else ""
 
     def __enter__(self) -> Callable[[str], None] | None:
-        return self._show if sys.stderr.isatty() else None
+        return self._show if self._shown else None
 
     def _show(self, name: str) -> None:
-        sys.stderr.write(f"\r\x1b[Kprobing {name} …")
+        sys.stderr.write(f"\r\x1b[Kprobing {name}{self._where} …")
         sys.stderr.flush()
 
     def __exit__(self, *exc: object) -> None:
-        if sys.stderr.isatty():
+        if self._shown:
             sys.stderr.write("\r\x1b[K")
             sys.stderr.flush()
 
@@ -102,7 +114,8 @@ def _side_by_side(report: Report, names: list[str] | None, *, as_json: bool) -> 
     from pykvm.doctor.labs import ask_labs
     from pykvm.doctor.render import print_side_by_side
 
-    reports, problems = ask_labs(names)
+    with _progress():  # a lab that was ended leaves its line
+        reports, problems = ask_labs(names, progress=sys.stderr.isatty())
     reports = {"here": report, **reports}
     if as_json:
         click.echo(json.dumps({where: found.as_json() for where, found in reports.items()}, indent=2))

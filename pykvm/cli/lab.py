@@ -96,7 +96,13 @@ def _kernel_options(function: Callable[..., Any]) -> Callable[..., Any]:
     metavar="SIZE",
     help="RAM, as in 2G.  [default: 3G (amd; at most half of what is here), 1536M (intel)]",
 )
-@click.option("-c", "--smp", type=int, metavar="N", help="Number of CPUs.  [default: 2 (amd), 1 (intel)]")
+@click.option(
+    "-c",
+    "--smp",
+    type=int,
+    metavar="N",
+    help="Number of CPUs; QEMU with several may lock up while they run guests.  [default: 1]",
+)
 @click.option(
     "-t",
     "--timeout",

@@ -108,9 +108,7 @@ def ring3_syscall() -> Outcome:
     """SYSCALL in ring 3 reaches LSTAR in ring 0, with RCX and R11, and SYSRETQ returns."""
     value, figure = _syscall()
     if value == 1:
-        return differs(
-            "it reaches LSTAR still in ring 3, which is a #PF where the kernel's pages are closed", figure
-        )
+        return differs("it reaches LSTAR still in ring 3, which is a #PF where the kernel's pages are closed")
     return works("", figure) if value == 0 else differs(_SYSCALL_WRONG.get(value, f"verdict {value:#x}"))
 
 

@@ -41,14 +41,16 @@ def print_report(report: Report, stream: TextIO, *, everything: bool = False) ->
 
 
 def print_side_by_side(reports: Mapping[str, Report], stream: TextIO) -> None:
-    """Write several KVMs' reports as one table: a row a probe or figure, a column a KVM."""
+    """Write several KVMs' reports side by side: a row a probe, figure or feature, a column a KVM."""
     columns = list(reports)
-    rows = [("KVM", *(_kvm(report) for report in reports.values()))]
+    rows = [("KVM", *(report.host.module if report.usable else _ABSENT for report in reports.values()))]
     for name in PROBES:
         outcomes = [report.probes.get(name) for report in reports.values()]
         rows.append((name, *(_ABSENT if o is None else str(o.result) for o in outcomes)))
         rows += _figure_rows(outcomes)
     _print_table(("", *columns), rows, stream)
+    if any(report.probes for report in reports.values()):
+        _print_table(("what pykvm does", *columns), _feature_rows(reports.values()), stream)
     _print_notes(reports, stream)
 
 
@@ -57,6 +59,12 @@ def _figure_rows(outcomes: Sequence[Outcome | None]) -> list[tuple[str, ...]]:
     found = [{f.what: str(f).removeprefix(f.what).strip() for f in o.figures} if o else {} for o in outcomes]
     names = dict.fromkeys(what for figures in found for what in figures)
     return [(f"  {what}", *(figures.get(what, _ABSENT) for figures in found)) for what in names]
+
+
+def _feature_rows(reports: Iterable[Report]) -> list[tuple[str, ...]]:
+    found = [{feature.name: "no" if feature.lacks else "yes" for feature in r.features()} for r in reports]
+    names = dict.fromkeys(name for features in found for name in features)
+    return [(name, *(features.get(name, _ABSENT) for features in found)) for name in names]
 
 
 def _print_notes(reports: Mapping[str, Report], stream: TextIO) -> None:

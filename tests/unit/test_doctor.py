@@ -18,6 +18,7 @@ from pykvm.doctor import PROBES, Figure, Outcome, Report, Result, examine, lacki
 from pykvm.doctor.child import run_in_child
 from pykvm.doctor.features import FEATURES, findings
 from pykvm.doctor.host import Host, next_step, survey
+from pykvm.doctor.labs import ask_labs
 from pykvm.doctor.outcome import differs, fails, works
 from pykvm.doctor.render import print_report, print_side_by_side
 from pykvm.doctor.rig import UnexpectedExitError
@@ -271,14 +272,36 @@ def test_report_as_text() -> None:
 
 
 def test_reports_side_by_side() -> None:
-    """A column a KVM, a row a probe, a row a figure; what nobody asked is a dash."""
+    """A column a KVM, a row a probe, a figure, a feature; what nobody asked is a dash."""
     text = io.StringIO()
     print_side_by_side({"here": REPORT, "amd": Report(HOST, "no KVM")}, text)
     lines = text.getvalue().splitlines()
     assert lines[1].split() == ["here", "amd"]
+    assert lines[2].split() == ["KVM", "kvm_intel", "-"]
     assert any(line.split() == ["pio", "works", "-"] for line in lines)
     assert any("8.21 µs" in line and line.endswith("-") for line in lines)
+    assert any(line.split() == ["guests", "with", "several", "CPUs", "no", "-"] for line in lines)
     assert any(line.split() == ["here", "smp", "hangs", "sleeps"] for line in lines)
+
+
+def test_the_labs_are_asked_one_by_one_and_one_that_fails_spoils_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each runs doctor with the probes named; a lab that gives no report is a problem of its own."""
+    asked = []
+
+    def run(argv: list[str], *, cpu: str, stdout: int, **more: object) -> int:
+        asked.append((cpu, argv[3:], more["smp"]))
+        os.write(stdout, json.dumps(REPORT.as_json()).encode() if cpu == "amd" else b"no report")
+        return 0 if cpu == "amd" else 9
+
+    monkeypatch.setattr("pykvm.doctor.labs.run", run)
+    reports, problems = ask_labs(["pio"], progress=True)
+    assert asked == [(cpu, ["doctor", "--json", "pio", "--progress"], 1) for cpu in ("amd", "intel")]
+    assert reports == {"amd": REPORT}
+    assert [str(problem) for problem in problems] == [
+        "the intel lab: pykvm doctor ended with status 9 and no report"
+    ]
 
 
 def test_unknown_probe_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
