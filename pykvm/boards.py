@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pykvm.bus import Bus
     from pykvm.irq import IrqLine
     from pykvm.memory import GuestMemory
+    from pykvm.timers import DeviceTimers
 
 __all__ = ["BOARDS", "Board", "attach_board"]
 
@@ -47,6 +48,7 @@ class Board:
     max_vcpus: int
     output: Callable[[bytes], None]
     irq_line: Callable[[int], IrqLine | None]
+    timers: DeviceTimers
     end: Callable[[EndReason, int | None, str], None]
     mark: Callable[[int], None]
     flush_page: Callable[[int], None]
@@ -62,7 +64,13 @@ class Board:
         i8042 = I8042(lambda: self._reset("keyboard controller"), a20, self.irq_line(layout.I8042_GSI))
         ram = self.memory.size_bytes
         low = min(ram, layout.HOLE.start)
-        rtc = Rtc(irq=self.irq_line(layout.RTC_GSI), low_memory_bytes=low, high_memory_bytes=ram - low)
+        rtc = Rtc(
+            irq=self.irq_line(layout.RTC_GSI),
+            low_memory_bytes=low,
+            high_memory_bytes=ram - low,
+            changed=self.timers.look,
+        )
+        self.timers.add(rtc)
         attach = self.ports.attach
         attach(layout.COM1, serial)
         attach(layout.CMOS, rtc)

@@ -29,6 +29,7 @@ from pykvm.runner import Ending, VcpuRunner
 from pykvm.spec import MachineSpec
 from pykvm.supervisor import Supervisor
 from pykvm.tally import cpu_snapshots, exit_counts, run_stats
+from pykvm.timers import DeviceTimers
 from pykvm.trace.clock import TscClock
 from pykvm.trace.record import TraceRecords, TraceRing
 from pykvm.vm import GsiLine, Vm
@@ -102,6 +103,7 @@ class Machine:
             self.memory = GuestMemory(self.spec.memory_bytes)
             self._shared = ffi.new("struct loop_shared *")
             self._ending = Ending(self._wake)
+            self._timers = DeviceTimers(self._lock, self._ending.fail)
             self._console = Console(ffi.addressof(self._shared, "console"), console, self._lock)
         except BaseException:
             self.kvm.close()
@@ -128,6 +130,7 @@ class Machine:
             self._recorder.abandon()
         if self._supervisor:
             self._supervisor.stop()
+        self._timers.close()
         for vcpu in self.vcpus:
             vcpu.close()
         for ring in self._rings:
@@ -291,6 +294,7 @@ class Machine:
             max_vcpus=max_vcpus,
             output=self._console.write,
             irq_line=lambda gsi: GsiLine(vm, gsi) if vm.has_irqchip else None,
+            timers=self._timers,
             end=lambda reason, code, detail: self._ending.finish(reason, code=code, detail=detail),
             mark=lambda value: self.marks.append((value, time.monotonic_ns())),
             flush_page=self._flush_page,

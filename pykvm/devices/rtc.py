@@ -99,8 +99,9 @@ class Rtc:
 
     What has happened is found when the guest or `tick` looks, so a guest that polls register C misses
     nothing. The chip starts no thread: interrupts come at these looks and at no others, so a machine
-    that wants them punctual calls `tick` at `next_event_ns`. Several periodic ticks between two looks
-    make one interrupt. Daylight saving and the square wave are remembered and do nothing.
+    calls `tick` at `next_event_ns`, and is told by `changed` when that may be another time. Several
+    periodic ticks between two looks make one interrupt. Daylight saving and the square wave are remembered
+    and do nothing.
     """
 
     def __init__(
@@ -110,10 +111,12 @@ class Rtc:
         *,
         low_memory_bytes: int = 0,
         high_memory_bytes: int = 0,
+        changed: Callable[[], None] | None = None,
     ) -> None:
         """`clock_ns` gives nanoseconds since 1970 (UTC); the sizes are of RAM below and above 4 GiB."""
         self._clock_ns = clock_ns
         self._irq = irq
+        self._changed = changed
         self._level = False
         self.nmi_disabled = False
         self._index = 0
@@ -189,6 +192,7 @@ class Rtc:
         flags = self._bytes[_REG_C]
         self._bytes[_REG_C] = 0
         self._drive()
+        self._tell()
         return flags | (_INTERRUPT if flags & self._bytes[_REG_B] else 0)
 
     def _write_selected(self, value: int) -> None:
@@ -203,6 +207,7 @@ class Rtc:
         elif index not in (_REG_C, _REG_D):
             self._bytes[index] = value
         self._drive()
+        self._tell()
 
     def _write_control(self, index: int, value: int) -> None:
         """Register B's SET and register A's divider make time stop and go on."""
@@ -282,6 +287,11 @@ class Rtc:
         if self._irq is not None and wanted != self._level:
             self._irq.set_level(wanted)
         self._level = wanted
+
+    def _tell(self) -> None:
+        """Have the machine ask for the next event: the guest wants interrupts, and may just have said so."""
+        if self._changed is not None and self._bytes[_REG_B] & _FLAGS:
+            self._changed()
 
     # Memory
 

@@ -46,7 +46,8 @@ class Board:
     def __init__(self, start: datetime = START, **sizes: int) -> None:
         self.ns = int((start - EPOCH).total_seconds()) * S
         self.line = Line()
-        self.chip = Rtc(lambda: self.ns, self.line, **sizes)
+        low, high = sizes.get("low_memory_bytes", 0), sizes.get("high_memory_bytes", 0)
+        self.chip = Rtc(lambda: self.ns, self.line, low_memory_bytes=low, high_memory_bytes=high)
 
     def get(self, index: int) -> int:
         self.chip.write(0, bytes([index]))
