@@ -10,7 +10,7 @@ from harness.junit import Case, Outcome
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["Merged", "Run", "merge"]
+__all__ = ["Merged", "Run", "joined", "merge"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +82,17 @@ class Merged:
         """Tests that ran somewhere and failed nowhere."""
         bad = {case.test for case in self.failed} | self._not_run().keys()
         return len(self.tests.keys() - bad)
+
+
+def joined(runs: Iterable[Run]) -> Run:
+    """The parts of one place's run as one."""
+    parts = tuple(runs)
+    return Run(
+        parts[0].place,
+        tuple(case for part in parts for case in part.cases),
+        "; ".join(part.problem for part in parts if part.problem),
+        sum(part.seconds for part in parts),
+    )
 
 
 def merge(runs: Iterable[Run], *, everywhere: bool = True) -> Merged:

@@ -102,46 +102,53 @@ class Workshop:
         """Run pytest here, as `place`."""
         return self._recorded(place, lambda: self.run(place, self._pytest(place, arguments), limit_s=limit_s))
 
-    def pytest_in_lab(self, cpu: str, arguments: Sequence[str], *, limit_s: float) -> Run:
-        """Run pytest in the lab `cpu`; one boot."""
-        argv = [*self._pytest(cpu, arguments), "--kvm-required"]
-        return self._recorded(cpu, lambda: self.run_in_lab(cpu, argv, self.folder, limit_s=limit_s))
+    def pytest_in_lab(self, cpu: str, arguments: Sequence[str], *, limit_s: float, part: str = "") -> Run:
+        """Run pytest in the lab `cpu`; one boot. `part` tells the log from that of other parts."""
+        name = f"{cpu}{part}"
+        argv = [*self._pytest(name, arguments), "--kvm-required"]
+        return self._recorded(
+            cpu, lambda: self.run_in_lab(cpu, argv, self.folder, limit_s=limit_s, name=name), name
+        )
 
-    def run_in_lab(self, cpu: str, argv: Sequence[str], share: Path, *, limit_s: float) -> int:
+    def run_in_lab(
+        self, cpu: str, argv: Sequence[str], share: Path, *, limit_s: float, name: str | None = None
+    ) -> int:
         """Run a command in a lab that can write to `share`: its exit status, or the lab's own."""
+        name = name or cpu
         # One CPU: with two, QEMU 7.2 now and then locks both up in a nested guest; and the host has few, too.
         lab = [sys.executable, "-m", "pykvm", "lab", "--cpu", cpu, "--smp", "1", "--share", str(share)]
-        lab += ["--timeout", f"{limit_s:g}", "--keep-log", str(self.folder / f"{cpu}-kernel.log")]
-        return self.run(cpu, ["nice", "-n", "5", *lab, "--", *argv], limit_s=limit_s + 60)
+        lab += ["--timeout", f"{limit_s:g}", "--keep-log", str(self.folder / f"{name}-kernel.log")]
+        return self.run(name, ["nice", "-n", "5", *lab, "--", *argv], limit_s=limit_s + 60)
 
-    def _pytest(self, place: str, arguments: Sequence[str]) -> list[str]:
-        report = self.folder / f"{place}.xml"
+    def _pytest(self, name: str, arguments: Sequence[str]) -> list[str]:
+        report = self.folder / f"{name}.xml"
         options = ["-p", "no:cacheprovider", "--durations=15", f"--junitxml={report}"]
         return [sys.executable, "-m", "pytest", *options, *arguments]
 
-    def _recorded(self, place: str, start: Callable[[], int]) -> Run:
-        report = self.folder / f"{place}.xml"
+    def _recorded(self, place: str, start: Callable[[], int], name: str | None = None) -> Run:
+        name = name or place
+        report = self.folder / f"{name}.xml"
         report.unlink(missing_ok=True)
-        self.say(f"{place} begins")
+        self.say(f"{name} begins")
         since = time.monotonic()
         status = start()
         seconds = time.monotonic() - since
-        run = self._judge(place, status, seconds)
+        run = self._judge(place, name, status, seconds)
         passed, failed = run.count(Outcome.PASSED), run.count(Outcome.FAILED)
-        self.say(f"{place} ends after {seconds:.0f} s: {run.problem or f'{passed} passed, {failed} failed'}")
+        self.say(f"{name} ends after {seconds:.0f} s: {run.problem or f'{passed} passed, {failed} failed'}")
         return run
 
-    def _judge(self, place: str, status: int, seconds: float) -> Run:
+    def _judge(self, place: str, name: str, status: int, seconds: float) -> Run:
         """The run's cases, and its problem if the report is not there or does not fit the exit status."""
         try:
-            cases = tuple(read_junit(self.folder / f"{place}.xml", place))
+            cases = tuple(read_junit(self.folder / f"{name}.xml", place))
         except (OSError, ValueError):
             why = _STATUS.get(status, f"exit status {status}")
-            return Run(place, (), f"{why}, and there is no report; {self._last_line(place)}", seconds)
+            return Run(place, (), f"{why}, and there is no report; {self._last_line(name)}", seconds)
         problem = "" if status in (0, 1) else _STATUS.get(status, f"exit status {status}")
         if status == 1 and not any(case.outcome is Outcome.FAILED for case in cases):
             problem = "pytest failed, and its report shows no failure"
-        return Run(place, cases, problem and f"{problem}; {self._last_line(place)}", seconds)
+        return Run(place, cases, problem and f"{problem}; {self._last_line(name)}", seconds)
 
     # ---- what the labs need of the host
 
