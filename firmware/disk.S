@@ -5,7 +5,7 @@
  * There is one disk, number 80h. Inside a service ES is the extended BIOS data area.
  */
 #include "bios.inc"
-#include "disk_request.inc"
+#include "hypercall_abi.h"
 
     .code16
     .text
@@ -37,7 +37,10 @@
     .globl disk_init
 disk_init:
     call load_ebda
-    movb $HC_DISK_INFO, %al
+    xorl %eax, %eax
+    movl %eax, %es:EBDA_REQUEST + HC_ARG0       # no struct block_info: the number of sectors will do
+    movl %eax, %es:EBDA_REQUEST + HC_ARG0 + 4
+    movb $HC_BLOCK_INFO, %al
     call disk_request
     js 9f                               # no disk: EBDA_SECTORS stays 0
     movl %eax, %es:EBDA_SECTORS
@@ -137,10 +140,10 @@ disk_status:
  * -> AL = sectors moved.
  */
 disk_read:
-    movb $HC_DISK_READ, %al
+    movb $HC_BLOCK_READ, %al
     jmp 1f
 disk_write:
-    movb $HC_DISK_WRITE, %al
+    movb $HC_BLOCK_WRITE, %al
 1:  pushw %ax
     call load_chs
     popw %bx
@@ -246,10 +249,10 @@ disk_extensions:
     ret
 
 disk_packet_read:
-    movb $HC_DISK_READ, %al
+    movb $HC_BLOCK_READ, %al
     jmp 1f
 disk_packet_write:                      # AL = 1, 2: verify too; what the host has taken is written
-    movb $HC_DISK_WRITE, %al
+    movb $HC_BLOCK_WRITE, %al
 1:  pushw %ax
     call load_packet
     popw %bx
@@ -342,14 +345,14 @@ disk_packet_parameters:
     movl %eax, 16(%si)
     movl %es:EBDA_SECTORS+4, %eax
     movl %eax, 20(%si)
-    movw $HC_DISK_SECTOR, 24(%si)
+    movw $HC_BLOCK_SECTOR, 24(%si)
     movb $DISK_OK, %ah
 1:  popw %ds
     jmp disk_done
 
 /* ---- the host ----------------------------------------------------------------------------------------- */
 
-/* AL = HC_DISK_READ or HC_DISK_WRITE; moves what the request says. AH = status. */
+/* AL = HC_BLOCK_READ or HC_BLOCK_WRITE; moves what the request says. AH = status. */
 disk_move:
     call disk_request
     movb $DISK_OK, %ah

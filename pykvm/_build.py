@@ -22,10 +22,13 @@ __all__ = ["BuildExt", "SourceDist", "make_ffi"]
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "pykvm"
 INCLUDE = ROOT / "guests" / "include"
-C_SOURCES = ("vcpu_run.c", "trace_record.c", "guest_bytes.c", "syscall_tap.c")
+C_SOURCES = (
+    *("vcpu_run.c", "fast_call.c", "call_ring.c", "trace_record.c", "guest_bytes.c"),
+    "syscall_tap.c",
+)
 OWN_HEADERS = (
     *(INCLUDE / "hypercall_abi.h", INCLUDE / "paravirt_boot.h"),
-    *(PACKAGE / "vcpu_run.h", PACKAGE / "syscall_tap.h"),
+    *(PACKAGE / "vcpu_run.h", PACKAGE / "syscall_tap.h", PACKAGE / "call_ring.h"),
 )
 # the members of kvm_run's union that Python looks at
 RUN_VIEWS = "hw fail_entry ex io debug.arch mmio hypercall internal system_event eoi msr".split()
@@ -40,6 +43,7 @@ PRELUDE = """
 #include "paravirt_boot.h"
 #include "vcpu_run.h"
 #include "syscall_tap.h"
+#include "call_ring.h"
 #define RUN_UNION_OFFSET offsetof(struct kvm_run, hw)
 #define RUN_SYNC_REGS_OFFSET offsetof(struct kvm_run, s)
 #define ROUTING_UNION_OFFSET offsetof(struct kvm_irq_routing_entry, u)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pykvm import layout
 from pykvm.devices.debug_console import DebugConsole
@@ -19,11 +19,10 @@ from pykvm.devices.rtc import Rtc
 from pykvm.devices.serial import Serial
 from pykvm.devices.testdev import IoMemory, IrqLines, PageFlush, TestLatch
 from pykvm.errors import ConfigError
-from pykvm.hypercall import HypercallPort
 from pykvm.result import EndReason
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from pykvm.bus import Bus
     from pykvm.irq import IrqLine
@@ -37,8 +36,8 @@ __all__ = ["BOARDS", "Board", "attach_board"]
 class Board:
     """What a board is built from.
 
-    `irq_line` gives None for every GSI where there is no irqchip; `calls` are hypercalls beyond the
-    common ones: number -> function of the call's struct.
+    `irq_line` gives None for every GSI where there is no irqchip; `attach_calls` attaches the devices that
+    take hypercalls.
     """
 
     ports: Bus
@@ -52,10 +51,7 @@ class Board:
     end: Callable[[EndReason, int | None, str], None]
     mark: Callable[[int], None]
     flush_page: Callable[[int], None]
-    calls: Mapping[int, Callable[[Any], int]]
-    record: Callable[[], Any]
-    read: Callable[[int], bytes | None]
-    wait: Callable[[int | None, bool], None]
+    attach_calls: Callable[[], None]
 
     def attach_common(self) -> Serial:
         """The devices of every board; its serial port comes back, to be given the terminal's input."""
@@ -85,21 +81,11 @@ class Board:
         return serial
 
     def attach_pykvm(self) -> Serial:
-        """pykvm's own board: the common devices, a debug console, one in memory, the paravirtual port."""
+        """pykvm's own board: the common devices, a debug console, one in memory, hypercalls."""
         serial = self.attach_common()
         self.ports.attach(layout.DEBUG_CONSOLE, DebugConsole(self.output))
         self.mmio.attach(layout.MMIO_CONSOLE, MmioConsole(self.output))
-        port = HypercallPort(
-            self.memory,
-            output=self.output,
-            on_exit=self._exit,
-            on_mark=self.mark,
-            record=self.record,
-            read=self.read,
-            wait=self.wait,
-            more=self.calls,
-        )
-        self.ports.attach(layout.HYPERCALL, port)
+        self.attach_calls()
         return serial
 
     def attach_testdev(self) -> Serial:

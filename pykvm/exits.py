@@ -301,6 +301,8 @@ _NAMES: dict[int, str] = {
     if name.startswith("KVM_EXIT_") and not name.startswith(_NOT_REASONS)
 }
 
+_NAMES[lib.RECORD_BY_RING] = "RING"  # a record's, for a hypercall that no exit brought
+
 
 def reason_name(reason: int) -> str:
     """The header's word for an exit reason, without its prefix: "IO", "HLT" …; "reason 99" for others."""

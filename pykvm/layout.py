@@ -11,6 +11,7 @@ Guest-physical memory::
     0x0010_0000  flat 32-bit and 64-bit images and most ELF files are loaded here
     0xc000_0000  the hole: MMIO below 4 GiB; RAM goes on at 4 GiB
     0xd000_0000      MMIO devices of pykvm's own board: a console of 16 bytes, …
+    0xd000_1000      hypercalls by a store
     0xfec0_0000      IOAPIC (in the kernel)
     0xfee0_0000      local APIC (in the kernel)
     0xfeff_c000      identity-map page and TSS that Intel's KVM asks for
@@ -32,6 +33,7 @@ I/O ports; those in brackets sit on the testdev board alone, where 0xe8-0xeb tak
     0x0092         system control A    0x00e9         debug console    [0x0510-0x0511  fw_cfg]
     0x0cf9         reset control       0x00f4-0x00f7  debug exit       [0x2000-0x2017  interrupt lines]
    [0x0cf8 0x0cfc  empty PCI bus]      0x510c-0x510f  hypercall
+                                                                     0x5110-0x5113  doorbell of call rings
     0x00ee         syscall tap: free unless a tap is on, and written by nobody who knows it
 """
 
@@ -55,6 +57,8 @@ __all__ = [
     "FW_CFG",
     "HOLE",
     "HYPERCALL",
+    "HYPERCALL_DOORBELL",
+    "HYPERCALL_REGISTER",
     "I8042_COMMAND",
     "I8042_DATA",
     "I8042_GSI",
@@ -95,6 +99,7 @@ FOUR_GIB = 1 << 32
 HOLE = range(0xC000_0000, FOUR_GIB)
 MMIO_DEVICES = range(0xD000_0000, 0xE000_0000)
 MMIO_CONSOLE = range(0xD000_0000, 0xD000_0010)
+HYPERCALL_REGISTER = range(0xD000_1000, 0xD000_1008)  # the gpa of a hypercall's arguments, as at HYPERCALL
 IDENTITY_MAP = 0xFEFF_C000
 TSS = 0xFEFF_D000
 TESTDEV_IOMEM = range(0xFF00_0000, 0xFF01_0000)  # testdev board: RAM-like MMIO
@@ -118,6 +123,7 @@ PLAIN_EXIT = range(0x500, 0x504)  # the guest's value is the exit code, as it is
 PANIC = range(0x505, 0x506)  # pvpanic: the guest says that it has crashed
 FW_CFG = range(0x510, 0x512)  # selector and data of QEMU's firmware configuration
 HYPERCALL = range(0x510C, 0x5110)  # the gpa of a hypercall's arguments
+HYPERCALL_DOORBELL = range(0x5110, 0x5114)  # any 32-bit value: look at the rings of calls
 PCI_CONFIG_ADDRESS = range(0xCF8, 0xCF9)  # 4 bytes wide; a byte at 0xcf9 is RESET_CONTROL
 RESET_CONTROL = range(0xCF9, 0xCFA)
 PCI_CONFIG_DATA = range(0xCFC, 0xD00)

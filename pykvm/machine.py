@@ -15,12 +15,15 @@ from pykvm.boot import Image, load
 from pykvm.boot.firmware import FirmwareDisk, insert_disk
 from pykvm.boot.placement import Placement, place
 from pykvm.bus import Bus
+from pykvm.call_rings import CallRings
 from pykvm.console import Console
 from pykvm.console_input import ConsoleInput
 from pykvm.cpuid import policy
 from pykvm.errors import ConfigError, ImageNotFoundError
+from pykvm.exits import HypercallExit
 from pykvm.fast_ports import fast_port, share_slots
 from pykvm.guests import find_named
+from pykvm.hypercall import Hypercalls
 from pykvm.kvm import Kvm
 from pykvm.memory import GuestMemory, parse_size
 from pykvm.regs import CpuMode
@@ -32,6 +35,7 @@ from pykvm.tally import cpu_snapshots, exit_counts, run_stats
 from pykvm.timers import DeviceTimers
 from pykvm.trace.clock import TscClock
 from pykvm.trace.record import TraceRecords, TraceRing
+from pykvm.transports import Marks, Transports
 from pykvm.vm import GsiLine, Vm
 
 if TYPE_CHECKING:
@@ -82,7 +86,6 @@ class Machine:
         self.ports = Bus("ports")
         self.mmio = Bus("MMIO")
         self.unclaimed = 0
-        self.marks: list[tuple[int, int]] = []
         self.image: Image | None = None
         self.source: Path | bytes = b""
         self._placement = Placement()
@@ -94,6 +97,7 @@ class Machine:
         self.disk: FirmwareDisk | None = None
         self.paravirt: Paravirt | None = None
         self.input = ConsoleInput()
+        self._transports: Transports | None = None
         self._supervisor: Supervisor | None = None
         self._listens = console is not None
         self._recorder: Recorder | None = None
@@ -102,6 +106,7 @@ class Machine:
         try:
             self.memory = GuestMemory(self.spec.memory_bytes)
             self._shared = ffi.new("struct loop_shared *")
+            self._marks = Marks(ffi.addressof(self._shared, "marks"))
             self._ending = Ending(self._wake)
             self._timers = DeviceTimers(self._lock, self._ending.fail)
             self._console = Console(ffi.addressof(self._shared, "console"), console, self._lock)
@@ -130,17 +135,12 @@ class Machine:
             self._recorder.abandon()
         if self._supervisor:
             self._supervisor.stop()
+        if self._transports:
+            self._transports.stop()
         self._timers.close()
-        for vcpu in self.vcpus:
-            vcpu.close()
-        for ring in self._rings:
-            ring.close()
-        if self.vm:
-            self.vm.close()
-        if self.disk:
-            self.disk.close()
-        if self.paravirt:
-            self.paravirt.close()
+        for part in (*self.vcpus, *self._rings, self._transports, self.vm, self.disk, self.paravirt):
+            if part:
+                part.close()
         self.memory.close()
         self.kvm.close()
 
@@ -156,6 +156,7 @@ class Machine:
         cmdline: str = "",
         modules: list[tuple[bytes, str]] | None = None,
         initrd: bytes = b"",
+        disk: str | Path | bytes | None = None,
         read_only: bool = False,
         snapshot: bool = False,
     ) -> Image:
@@ -163,9 +164,10 @@ class Machine:
 
         `mode` is a word of CpuMode, `address` and `entry` are gpas. `cmdline` is for Linux and multiboot
         kernels, `modules` (contents and command line) for the latter, `initrd` for Linux. A disk image boots
-        through the firmware: `read_only` refuses its guest's writes, `snapshot` forgets them at close(). A
-        guest by name brings the machine it asks for, as far as nothing else was said. Raises ImageError
-        with one line that says what is wrong.
+        through the firmware; for other images `disk` is one, a file or the bytes, that the guest finds with
+        the block calls of the paravirtual ABI. `read_only` refuses the guest's writes to it, `snapshot`
+        forgets them at close(). A guest by name brings the machine it asks for, as far as nothing else was
+        said. Raises ImageError with one line that says what is wrong.
         """
         if self.vm is not None:
             raise ConfigError("this machine has been loaded already; make a new one")
@@ -189,7 +191,13 @@ class Machine:
         ):  # it looks for hardware, and finds its interrupts in the kernel's chips
             self.spec = replace(self.spec, irqchip=True, unclaimed="float")
         if self.image.kind == "bootsector":
+            if disk is not None:
+                raise ConfigError(
+                    "a disk image that boots is the machine's disk; there is no room for another"
+                )
             self._insert_disk(source, read_only=read_only, snapshot=snapshot)
+        elif disk is not None:
+            self.disk = FirmwareDisk(disk, read_only, snapshot=snapshot)
         if is_testdev:  # whose kernels take the first word for their own name
             cmdline = f"{self.image.name} {cmdline}".rstrip()
         self._placement = place(
@@ -286,6 +294,28 @@ class Machine:
     def _attach(self, max_vcpus: int) -> None:
         vm = self.vm
         assert vm is not None  # noqa: S101 - for the type checker; _build() made it
+        rings = CallRings(
+            vm,
+            self.memory,
+            self._shared,
+            lock=self._lock,
+            drain=lambda: self._drain(len(self.vcpus)),
+            on_start=self._add_lane,
+            on_failure=self._ending.fail,
+        )
+        self._transports = transports = Transports(
+            vm, self.vcpus, self._shared, rings, only=self.spec.transport, has_disk=self.disk is not None
+        )
+        calls = Hypercalls(
+            self.memory,
+            output=self._console.write,
+            on_exit=lambda code: self._ending.finish(EndReason.EXIT, code=code),
+            on_mark=self._marks.add,
+            record=self._open_record,
+            read=self._read_input,
+            wait=self._rest,
+            more=transports.more_calls() | self._more_calls(),
+        )
         board = Board(
             ports=self.ports,
             mmio=self.mmio,
@@ -296,12 +326,9 @@ class Machine:
             irq_line=lambda gsi: GsiLine(vm, gsi) if vm.has_irqchip else None,
             timers=self._timers,
             end=lambda reason, code, detail: self._ending.finish(reason, code=code, detail=detail),
-            mark=lambda value: self.marks.append((value, time.monotonic_ns())),
+            mark=self._marks.add,
             flush_page=self._flush_page,
-            calls=self._more_calls(),
-            record=self._open_record,
-            read=self._read_input,
-            wait=self._rest,
+            attach_calls=lambda: transports.attach(self.ports, self.mmio, calls),
         )
         self.serial = attach_board(self.spec.board, board)
         if self.spec.board == "pykvm":
@@ -333,17 +360,32 @@ class Machine:
         vcpu.set_cpuid(rows)
         vcpu.share(self._shared)
         vcpu.sync_registers(special=spec.trace)
-        capacity = _TRACE_RECORDS if spec.trace else _FLIGHT_RECORDS
-        ring = TraceRing(
-            ffi.addressof(vcpu.loop, "trace"),
-            capacity,
-            keep_newest=not spec.trace,
-            drop=spec.drop_records,
-        )
-        self._rings.append(ring)
+        self._rings.append(self._make_ring(vcpu.loop))
         self._raw.append([])
         if number == 0:
             vcpu.apply(self._placement.state)
+
+    def _add_lane(self) -> None:
+        """Make room for the records of calls that come by ring; those of vCPU n stand in lane n before it."""
+        assert self._transports is not None  # noqa: S101 - for the type checker; it calls
+        loop = self._transports.rings.worker.loop
+        loop.vcpu = len(self.vcpus)
+        kept: list[bytes] = []
+        if self._recorder:
+            ring = self._recorder.add_loop(loop, kept, drop=self.spec.drop_records)
+        else:
+            ring = self._make_ring(loop)
+        self._rings.append(ring)
+        self._raw.append(kept)
+
+    def _make_ring(self, loop: Any) -> TraceRing:
+        spec = self.spec
+        return TraceRing(
+            ffi.addressof(loop, "trace"),
+            _TRACE_RECORDS if spec.trace else _FLIGHT_RECORDS,
+            keep_newest=not spec.trace,
+            drop=spec.drop_records,
+        )
 
     def _flush_page(self, gpa: int) -> None:
         """Take the page's slot away and give it back: KVM drops its page tables with it."""
@@ -433,6 +475,8 @@ class Machine:
             self.paravirt.start(self.vm, self.vcpus[0], clock, traced=traced)
         start_ns = time.monotonic_ns()
         supervisor.run()
+        if self._transports:
+            self._transports.stop()
         for vcpu in self.vcpus:
             lib.exit_loop_settle(vcpu.loop)
         wall_ns = time.monotonic_ns() - start_ns
@@ -452,7 +496,9 @@ class Machine:
             lock=self._lock,
             unclaimed=self._on_unclaimed,
             drain=self._drain,
-            handlers=self.handlers,
+            handlers={HypercallExit: self._transports.on_vmcall, **self.handlers}
+            if self._transports
+            else self.handlers,
         )
 
     @property
@@ -535,6 +581,8 @@ class Machine:
         """The trace record of the exit that the calling thread answers, NULL if there is none."""
         me = threading.get_ident()
         found = next((vcpu.loop for vcpu in self.vcpus if vcpu.thread == me), None)
+        if not found and self._transports:
+            found = self._transports.rings.loop_of(me)
         return lib.record_current(found) if found else ffi.NULL
 
     def _wake(self) -> None:
@@ -564,7 +612,7 @@ class Machine:
                 unclaimed=self.unclaimed,
                 dropped_records=sum(ring.dropped for ring in self._rings),
             ),
-            marks=tuple(Mark(value, at - start_ns) for value, at in self.marks),
+            marks=tuple(Mark(value, at - start_ns) for value, at in self._marks.all()),
             detail=self._ending.detail,
             fault=self.paravirt.fault if self.paravirt else None,
             last_exits=records[-_FLIGHT_RECORDS:],

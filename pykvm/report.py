@@ -11,6 +11,7 @@ from pykvm.result import CpuSnapshot, EndReason
 if TYPE_CHECKING:
     from pykvm.memory import GuestMemory
     from pykvm.result import RunResult
+    from pykvm.trace.record import TraceRecord
     from pykvm.vcpu import Vcpu
 
 __all__ = ["cpu_snapshot", "disassemble", "render"]
@@ -132,5 +133,9 @@ def render(result: RunResult, *, exits: int = 8) -> str:
     if result.last_exits:
         shown = result.last_exits[-exits:]
         lines.append(f"last {len(shown)} of {result.stats.exits} exits")
-        lines += [f"  vCPU {record.vcpu}  {record}" for record in shown]
+        lines += [f"  {_who(record)}  {record}" for record in shown]
     return "\n".join(lines)
+
+
+def _who(record: TraceRecord) -> str:
+    return "  ring" if record.reason == "RING" else f"vCPU {record.vcpu}"

@@ -36,11 +36,23 @@ _NOT_FOR_PROGRAMS = {
     "modules": "--module",
     "read_only": "--read-only",
     "snapshot": "--snapshot",
+    "disk": "--disk",
+    "transport": "--transport",
 }
 
 _GRACE_S = 1.0
-_MACHINE = ("memory", "vcpus", "board", "irqchip", "unclaimed", "vendor", "trace", "drop_records")
-_LOAD = ("mode", "address", "entry", "cmdline", "read_only", "snapshot")
+_MACHINE = (
+    "memory",
+    "vcpus",
+    "board",
+    "irqchip",
+    "unclaimed",
+    "vendor",
+    "trace",
+    "drop_records",
+    "transport",
+)
+_LOAD = ("mode", "address", "entry", "cmdline", "disk", "read_only", "snapshot")
 
 
 def run_image(

@@ -10,7 +10,10 @@ from pykvm.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["MachineSpec"]
+__all__ = ["TRANSPORTS", "MachineSpec"]
+
+TRANSPORTS = ("out", "mmio", "vmcall", "ring")
+"""The ways of a hypercall to pykvm; see guests/include/hypercall_abi.h."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +23,7 @@ class MachineSpec:
     `memory_bytes` of RAM; `irqchip` None means: where it is needed (several vCPUs, the testdev board).
     `unclaimed` is "stop" or "float". `trace` keeps a record of every exit, with cr3 and cpl.
     `drop_records`: where records come faster than they are read, lose some and count them, not the time.
+    `transport` is one of TRANSPORTS: offer the guest that one alone for its hypercalls; None: all there are.
     """
 
     memory_bytes: int = 64 << 20
@@ -30,6 +34,7 @@ class MachineSpec:
     trace: bool = False
     drop_records: bool = False
     vendor: str | None = None
+    transport: str | None = None
 
     @property
     def has_irqchip(self) -> bool:
@@ -58,6 +63,12 @@ class MachineSpec:
             raise ConfigError(f"{self.vcpus} vCPUs: a machine has at least 1")
         if self.vendor not in (None, "intel", "amd"):
             raise ConfigError(f"vendor={self.vendor!r}: it is 'intel' or 'amd', or None for the host's own")
+        if self.transport not in (None, *TRANSPORTS):
+            raise ConfigError(f"transport={self.transport!r}: it is one of {', '.join(TRANSPORTS)}")
+        if self.transport and self.board != "pykvm":
+            raise ConfigError(
+                f"transport {self.transport}: hypercalls are for the board pykvm, not {self.board}"
+            )
         if self.unclaimed not in ("stop", "float"):
             raise ConfigError(f"unclaimed={self.unclaimed!r}: it is 'stop' or 'float'")
         if self.vcpus > 1 and self.irqchip is False:

@@ -112,8 +112,8 @@ static void record_address(struct kvm_run *run, struct trace_record *record)
     }
 }
 
-/* Open this exit's record. 0: the ring is full and its mode says stop. */
-int record_open(struct exit_loop *loop)
+/* Claim the next record, its header empty, for loop->open. 0: the ring is full and its mode says stop. */
+static int claim_record(struct exit_loop *loop)
 {
     struct trace_ring *ring = &loop->trace;
     struct trace_record *record;
@@ -136,12 +136,37 @@ int record_open(struct exit_loop *loop)
         loop->full_tsc = 0;
         record->flags = RECORD_WAITED;
     }
-    record->enter_tsc = loop->stay_tsc, record->exit_tsc = loop->exit_tsc;
-    record->reason = loop->run->exit_reason, record->vcpu = (uint16_t)loop->vcpu;
+    record->vcpu = (uint16_t)loop->vcpu, record->exit_tsc = loop->exit_tsc;
+    loop->open = ring->head + 1;
+    return 1;
+}
+
+/* Open this exit's record. 0: the ring is full, as above. */
+int record_open(struct exit_loop *loop)
+{
+    struct trace_record *record;
+    if (!claim_record(loop))
+        return 0;
+    if (!(record = record_current(loop)))
+        return 1;
+    record->enter_tsc = loop->stay_tsc;
+    record->reason = loop->run->exit_reason;
     record_address(loop->run, record);
     record_registers(loop->run, record);
     record_data(loop, record);
-    loop->open = ring->head + 1;
+    return 1;
+}
+
+/* Open the record of a hypercall that no exit brought: it came in the ring of that number. 0: full. */
+int record_open_call(struct exit_loop *loop, uint64_t ring)
+{
+    struct trace_record *record;
+    if (!claim_record(loop))
+        return 0;
+    if (!(record = record_current(loop)))
+        return 1;
+    record->enter_tsc = loop->exit_tsc, record->address = ring;
+    record->reason = RECORD_BY_RING, record->flags |= RECORD_WRITE; /* there is no data to be read back */
     return 1;
 }
 

@@ -27,55 +27,12 @@
 #define DR6_BREAKPOINTS 0xf
 #define DR6_BS (1 << 14)
 
-enum answer { ANSWERED, FOR_PYTHON, RING_IS_FULL };
-
 uint64_t tsc_now(void)
 {
     return __builtin_ia32_rdtsc();
 }
 
 /* ---- fast ports ---------------------------------------------------------------------------------- */
-
-static int64_t host_time_ns(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return now.tv_sec * 1000000000LL + now.tv_nsec;
-}
-
-/* The calls that C knows; the others go to Python, which also names the errors of a bad `gpa`. */
-static enum answer do_hypercall(struct exit_loop *loop, struct trace_record *record, uint64_t gpa)
-{
-    struct loop_shared *shared = loop->shared;
-    uint8_t *at = guest_bytes(shared, gpa, sizeof(struct hypercall), 1), *text;
-    struct hypercall call;
-    if (!at)
-        return FOR_PYTHON;
-    memcpy(&call, at, sizeof call);
-    switch (call.number) {
-    case HC_CONSOLE_WRITE:
-        if (call.arg[1] > shared->console.capacity)
-            return FOR_PYTHON; /* too long for the ring at any time */
-        text = guest_bytes(shared, call.arg[0], call.arg[1], 0);
-        if (!text && call.arg[1])
-            return FOR_PYTHON; /* wild, or across two slots: Python tells which */
-        if (!byte_ring_append(&shared->console, text, call.arg[1]))
-            return RING_IS_FULL;
-        call.result = (int64_t)call.arg[1];
-        if (record && text)
-            record_text(record, text, call.arg[1]);
-        break;
-    case HC_TIME:
-        call.result = host_time_ns();
-        break;
-    default:
-        return FOR_PYTHON;
-    }
-    memcpy(at + offsetof(struct hypercall, result), &call.result, sizeof call.result);
-    if (record)
-        record_call(record, &call, RECORD_RESULT);
-    return ANSWERED;
-}
 
 static enum answer do_fast_port(struct exit_loop *loop, struct trace_record *record, struct fast_port *fast)
 {
@@ -100,12 +57,33 @@ static enum answer do_fast_port(struct exit_loop *loop, struct trace_record *rec
         if (run->io.size != sizeof gpa || run->io.count != 1)
             return FOR_PYTHON;
         memcpy(&gpa, data, sizeof gpa);
-        return do_hypercall(loop, record, gpa);
+        return fast_call_at(loop->shared, record, gpa);
     case VERB_TAP:
         return tap_answer(loop) ? ANSWERED : FOR_PYTHON;
     default:
         return FOR_PYTHON;
     }
+}
+
+/* A hypercall that comes by a store or by VMCALL. */
+static enum answer do_other_call(struct exit_loop *loop, struct trace_record *record)
+{
+    struct kvm_run *run = loop->run;
+    uint64_t gpa = 0, at = loop->shared->call_register;
+    enum answer answer;
+    if (run->exit_reason == KVM_EXIT_MMIO) {
+        if (!at || run->mmio.phys_addr != at || !run->mmio.is_write || (run->mmio.len != 4 && run->mmio.len != 8))
+            return FOR_PYTHON;
+        memcpy(&gpa, run->mmio.data, run->mmio.len);
+    } else {
+        if (run->hypercall.nr != HYPERCALL_VMCALL || run->hypercall.args[0] != HYPERCALL_VMCALL_KEY)
+            return FOR_PYTHON;
+        gpa = run->hypercall.args[2];
+    }
+    answer = fast_call_at(loop->shared, record, gpa);
+    if (answer == ANSWERED && run->exit_reason == KVM_EXIT_HYPERCALL)
+        run->hypercall.ret = 0;
+    return answer;
 }
 
 /* Whether the exit is a single step that nobody but the trace asked for. A breakpoint is none. */
@@ -132,6 +110,13 @@ static enum answer answer_exit(struct exit_loop *loop, struct trace_record *reco
         if (record)
             record->verb = VERB_TAP;
         return ANSWERED;
+    }
+    if (run->exit_reason == KVM_EXIT_MMIO || run->exit_reason == KVM_EXIT_HYPERCALL) {
+        answer = do_other_call(loop, record);
+        loop->fast_exits += answer == ANSWERED;
+        if (answer == ANSWERED && record)
+            record->verb = VERB_HYPERCALL;
+        return answer;
     }
     if (run->exit_reason != KVM_EXIT_IO)
         return FOR_PYTHON;

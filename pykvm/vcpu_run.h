@@ -106,6 +106,11 @@ struct guest_slot {
 #define GUEST_SLOTS_MAX 64
 #define EXIT_REASONS_MAX 64
 
+struct guest_mark {
+    uint64_t value;
+    int64_t time_ns; /* CLOCK_MONOTONIC */
+};
+
 struct syscall_tap; /* syscall_tap.h */
 
 /* One per machine, read by all its vCPUs. Python changes it only while none of them runs. */
@@ -115,6 +120,8 @@ struct loop_shared {
     struct guest_slot slots[GUEST_SLOTS_MAX]; /* sorted by gpa */
     uint32_t slot_count;
     struct byte_ring console; /* what HC_CONSOLE_WRITE appends to */
+    struct byte_ring marks;   /* what HC_MARK appends to: structs guest_mark */
+    uint64_t call_register;   /* gpa: a store here is a hypercall, as at the ports of VERB_HYPERCALL; 0: none */
     struct syscall_tap *tap;  /* syscall_tap.h; NULL: none */
 };
 
@@ -159,6 +166,10 @@ struct exit_loop {
 
 struct hypercall; /* hypercall_abi.h */
 
+enum answer { ANSWERED, FOR_PYTHON, RING_IS_FULL };
+
+#define RECORD_BY_RING 0x10000 /* a record's `reason` where no exit brought the hypercall; address: the ring */
+
 /* vcpu_run.c */
 int exit_loop_run(struct exit_loop *loop);
 void exit_loop_kick(struct exit_loop *loop);
@@ -169,11 +180,16 @@ uint64_t tsc_now(void);
 
 /* trace_record.c */
 int record_open(struct exit_loop *loop);
+int record_open_call(struct exit_loop *loop, uint64_t ring);
 struct trace_record *record_current(struct exit_loop *loop);
 void record_close(struct exit_loop *loop, uint64_t now, uint8_t flags);
 void record_call(struct trace_record *record, const struct hypercall *call, uint8_t flags);
 void record_text(struct trace_record *record, const uint8_t *from, uint64_t size);
 void exit_loop_settle(struct exit_loop *loop);
+
+/* fast_call.c */
+enum answer fast_call(struct loop_shared *shared, struct trace_record *record, struct hypercall *call);
+enum answer fast_call_at(struct loop_shared *shared, struct trace_record *record, uint64_t gpa);
 
 /* guest_bytes.c */
 const uint8_t *io_bytes(const struct exit_loop *loop, uint64_t *size);

@@ -7,18 +7,18 @@
 
 The BIOS boots a raw disk image: its first sector goes to layout.BOOT_SECTOR. It needs 1 MiB of RAM, its ROM
 at layout.FIRMWARE_LOW and below layout.FIRMWARE_HIGH_END, the irqchip and PIT, and the devices of pykvm's
-board; memory sizes reach it through the CMOS. The numbers of the calls stand in firmware/disk_request.inc.
+board; memory sizes reach it through the CMOS. Its calls are the HC_BLOCK_… of guests/include/hypercall_abi.h,
+which every guest may make of a machine that has a disk.
 """
 
 from __future__ import annotations
 
-import struct
-from enum import IntEnum
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pykvm import layout
+from pykvm._native import ffi, lib
 from pykvm.boot.disk_file import SECTOR_BYTES, DiskFile
-from pykvm.errors import ConfigError, GuestAddressError, ImageError, ImageNotFoundError
+from pykvm.errors import ConfigError, ImageError, ImageNotFoundError
 from pykvm.guests import built_folder
 from pykvm.memory import GuestMemory
 
@@ -27,29 +27,9 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import BinaryIO, Self
 
-__all__ = ["DiskCall", "DiskError", "FirmwareDisk", "firmware_image", "insert_disk"]
+__all__ = ["FirmwareDisk", "firmware_image", "insert_disk"]
 
-REQUEST_MOST_SECTORS = 65535
-_REQUEST = struct.Struct("<IIq4Q")  # struct hypercall of guests/include/hypercall_abi.h
-_RESULT_AT = 8
-
-
-class DiskCall(IntEnum):
-    """The disk's hypercalls; arg0 = first sector, arg1 = how many, arg2 = gpa of the data."""
-
-    INFO = 0x10
-    READ = 0x11
-    WRITE = 0x12
-
-
-class DiskError(IntEnum):
-    """What a call answers instead of a number of sectors."""
-
-    EIO = -5  # the host could not read or write its file
-    EFAULT = -14  # the data are not, or not all, in guest memory
-    EINVAL = -22  # no such sectors, none at all, or more than REQUEST_MOST_SECTORS
-    EROFS = -30  # the disk can't be written
-    ENOSYS = -38  # no such call
+_INFO_SINCE = 2  # the version of the ABI since which HC_BLOCK_INFO fills in a struct
 
 
 class Memory(Protocol):
@@ -151,55 +131,58 @@ class FirmwareDisk:
         return self._file.sectors
 
     def calls(self, memory: Memory) -> dict[int, Callable[[Any], int]]:
-        """The hypercalls by number, each a function of the request (with `arg`, four u64) to its result."""
+        """The hypercalls by number, each a function of the request (with `arg`, four u64) to its result.
+
+        They raise GuestAddressError for data that are not, or not all, in guest memory.
+        """
         return {
-            DiskCall.INFO: lambda _: self.sectors,
-            DiskCall.READ: lambda request: self._read(memory, *request.arg[0:3]),
-            DiskCall.WRITE: lambda request: self._write(memory, *request.arg[0:3]),
+            lib.HC_BLOCK_INFO: lambda request: self._info(memory, request),
+            lib.HC_BLOCK_READ: lambda request: self._read(memory, *request.arg[0:3]),
+            lib.HC_BLOCK_WRITE: lambda request: self._write(memory, *request.arg[0:3]),
         }
 
-    def handle(self, memory: Memory, gpa: int) -> None:
-        """Do the request whose struct hypercall is at `gpa` and write its result there.
-
-        Raises GuestAddressError if the struct itself is not in guest memory.
-        """
-        number, _abi, _result, *args = _REQUEST.unpack(memory.read(gpa, _REQUEST.size))
-        call = self.calls(memory).get(number)
-        result = call(_Request(tuple(args))) if call else int(DiskError.ENOSYS)
-        memory.write(gpa + _RESULT_AT, result.to_bytes(8, "little", signed=True))
+    def _info(self, memory: Memory, request: Any) -> int:
+        gpa, size = request.arg[0:2]
+        if request.abi >= _INFO_SINCE and gpa:
+            found = {
+                "sectors": self.sectors,
+                "sector_bytes": SECTOR_BYTES,
+                "most_sectors": lib.HC_BLOCK_MOST,
+                "flags": lib.BLOCK_READ_ONLY if self.read_only else 0,
+            }
+            info = bytes(ffi.buffer(ffi.new("struct block_info *", found)))
+            memory.write(gpa, info[:size])
+        return self.sectors
 
     def _refused(self, first: int, count: int) -> bool:
-        return not 1 <= count <= REQUEST_MOST_SECTORS or first + count > self.sectors
+        return not 1 <= count <= lib.HC_BLOCK_MOST or first + count > self.sectors
 
     def _read(self, memory: Memory, first: int, count: int, gpa: int) -> int:
         if self._refused(first, count):
-            return DiskError.EINVAL
+            return int(lib.HC_EINVAL)
         try:
-            memory.write(gpa, self._sectors(first, count))
-        except GuestAddressError:
-            return DiskError.EFAULT
+            data = self._sectors(first, count)
         except OSError as error:
             self.last_error = error
-            return DiskError.EIO
+            return int(lib.HC_EIO)
+        memory.write(gpa, data)
         return count
 
     def _write(self, memory: Memory, first: int, count: int, gpa: int) -> int:
         if self.read_only:
-            return DiskError.EROFS
+            return int(lib.HC_EROFS)
         if self._refused(first, count):
-            return DiskError.EINVAL
+            return int(lib.HC_EINVAL)
+        data = memory.read(gpa, count * SECTOR_BYTES)
         try:
-            data = memory.read(gpa, count * SECTOR_BYTES)
             if self._overlay is None:
                 self._file.write(first, data)
             else:
                 for at in range(count):
                     self._overlay[first + at] = data[at * SECTOR_BYTES : (at + 1) * SECTOR_BYTES]
-        except GuestAddressError:
-            return DiskError.EFAULT
         except OSError as error:
             self.last_error = error
-            return DiskError.EIO
+            return int(lib.HC_EIO)
         return count
 
     def _sectors(self, first: int, count: int) -> bytes:
@@ -208,9 +191,3 @@ class FirmwareDisk:
             return data
         parts = (data[at * SECTOR_BYTES : (at + 1) * SECTOR_BYTES] for at in range(count))
         return b"".join(self._overlay.get(first + at, part) for at, part in enumerate(parts))
-
-
-class _Request(NamedTuple):
-    """A request as `calls` wants it."""
-
-    arg: tuple[int, ...]

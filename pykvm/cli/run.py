@@ -98,6 +98,12 @@ _OPTIONS = [
         type=click.Choice(["stop", "float"]),
         help="I/O where no device answers: end the run, or read all ones.  [default: stop]",
     ),
+    click.option(
+        "--transport",
+        type=click.Choice(["out", "mmio", "vmcall", "ring"]),
+        help="Offer the guest this way alone for its hypercalls.  [default: all that this KVM has]",
+    ),
+    click.option("--disk", metavar="FILE", help="A disk for a guest that reads and writes it by hypercall."),
     click.option("--read-only", is_flag=True, help="Refuse the guest's writes to its disk image."),
     click.option(
         "--snapshot", is_flag=True, help="Take the guest's writes to its disk image, and forget them."

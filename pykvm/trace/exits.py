@@ -50,7 +50,7 @@ _VERBS = {
 _SAID_OTHERWISE = (lib.VERB_NONE, lib.VERB_HYPERCALL, lib.VERB_STEP)
 _DATA_BYTES = 8
 _WRITE, _DONE, _SYNCED = lib.RECORD_WRITE, lib.RECORD_DONE, lib.RECORD_REGS | lib.RECORD_SREGS
-_STEP = lib.VERB_STEP
+_STEP, _BY_RING = lib.VERB_STEP, lib.RECORD_BY_RING
 _CALLED, _RESULT = lib.RECORD_CALL, lib.RECORD_RESULT
 _SHAPES_MAX = 4096  # the guest chooses addresses: what is remembered about them is bounded
 _PLACES_MAX = 1 << 16
@@ -100,8 +100,9 @@ class ExitNames:
             return name, "step", name, (), 0
         if reason in self._buses:
             return self._access(reason, address, size, count, is_write, verb)
-        if reason == _HYPERCALL:
-            return name, "hypercall", "vmcall", (("number", address),), _DATA_BYTES
+        if reason in (_HYPERCALL, _BY_RING):
+            what, size = ("number", _DATA_BYTES) if reason == _HYPERCALL else ("ring", 0)
+            return name, "hypercall", "vmcall", ((what, address),), size
         if reason in _MSRS:
             return name, "exit", name, (("msr", address),), _DATA_BYTES
         if reason in _WHAT:
@@ -223,6 +224,8 @@ class ExitSource:
                 (base_tsc, base_ns, rate), end_tsc = piece(left)
             via, kind, name, args, length = shapes[reason, address, size, count, flags & _WRITE, verb]
             result: int | None = None
+            from_vcpu: int | None = vcpu
+            thread = ""
             layer, where, shown = "pykvm", places[rip], data[:length]
             if verb == _STEP:
                 layer = "guest user" if cpl == _USER else "guest kernel"
@@ -230,13 +233,15 @@ class ExitSource:
                 cpl, rip, where, cr3 = _some(flags, cpl, rip, cr3)  # noqa: PLW2901 - other names cost time
             if flags & _CALLED or text_bytes:
                 kind, name, args, result, shown = _call(view[at : at + RECORD_BYTES], (kind, name, args))
+                if reason == _BY_RING:
+                    from_vcpu, thread = None, f"ring {address}"
             event = (
                 base_ns + ((left - base_tsc) * rate >> FRACTION),
                 kind,
                 layer,
                 name,
                 (resume - left) * rate >> FRACTION,
-                vcpu,
+                from_vcpu,
                 via,
                 args,
                 result,
@@ -248,7 +253,7 @@ class ExitSource:
                 shown,
                 "",
                 describe(view[at : at + RECORD_BYTES]) if describe else "",
-                "",
+                thread,
             )
             put(_new(TraceEvent, event))
             at += RECORD_BYTES

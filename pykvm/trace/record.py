@@ -54,6 +54,9 @@ class TraceRecord:
     "" when Python did. `regs` holds what was synced: rip and the general registers, or also cr3 and cpl.
     `is_done` is False for an exit that the guest never went on from. `call` is the hypercall, if it was
     one; `text` the first 32 bytes of a string I/O or of what a hypercall wrote.
+
+    A hypercall out of a ring has a record too, although it is no exit: its `reason` is "RING", its `address`
+    the ring's number, and it has no registers.
     """
 
     vcpu: int

@@ -52,6 +52,9 @@ class Recorder:
         self._rings: Sequence[TraceRing] = ()
         self._is_finished = False
         self._lines: SourceLines | None = None
+        self._names: ExitNames | None = None
+        self._clock = RunningClock()
+        self._keeps_all = False
 
     def add_sink(self, sink: Sink | _Function, selection: Selection | None) -> None:
         """Send events to a sink or a function."""
@@ -71,8 +74,9 @@ class Recorder:
         """The run begins: one source for each vCPU. `keep` gets the raw records of each, if wanted whole."""
         image = machine.image
         self._rings = rings
-        names = ExitNames(machine.ports, machine.mmio, _places(_symbols(machine.source)))
-        clock = RunningClock()
+        names = self._names = ExitNames(machine.ports, machine.mmio, _places(_symbols(machine.source)))
+        clock = self._clock = RunningClock()
+        self._keeps_all = machine.spec.trace
         describe = self._disassembler(machine) if self.disassemble or self.step else None
         for vcpu, ring, kept in zip(machine.vcpus, rings, keep, strict=True):
             source = ExitSource(
@@ -97,6 +101,16 @@ class Recorder:
             kvm=machine.kvm.module(),
         )
         self.tracer.start(about)
+
+    def add_loop(self, loop: Any, kept: list[bytes], *, drop: bool) -> TraceRing:
+        """Take the records of one more `struct exit_loop`, also while the guest runs: its new ring."""
+        assert self._names  # noqa: S101 - for the type checker; start() made them
+        ring = TraceRing(ffi.addressof(loop, "trace"), _RECORDS, keep_newest=False, drop=drop)
+        keep = kept.append if self._keeps_all else _newest(kept)
+        source = ExitSource(loop, ring, clock=self._clock, names=self._names, keep=keep)
+        self._exits.append(source)
+        self.tracer.add_source(source)
+        return ring
 
     def _disassembler(self, machine: Machine) -> Callable[[memoryview], str]:
         from pykvm.trace.disasm import Disassembler, SourceLines  # noqa: PLC0415 - capstone takes 50 ms

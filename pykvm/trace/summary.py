@@ -25,6 +25,7 @@ _SECTIONS = {
     "host": "host syscalls",
 }
 _EXITS = ("exit", "mark", "step")
+_RING = "RING"
 _ROWS_MAX = 1000  # a guest can touch as many addresses as it likes
 _KNOWN_MAX = 4096
 _COLUMNS = ("count", "share", "time", "min", "mean", "p50", "p99", "max")
@@ -101,7 +102,8 @@ def _rows(event: TraceEvent) -> list[tuple[str, str]]:
     if kind in _EXITS:
         return [("exit", _exit_name(event))]
     if kind == "hypercall":
-        return [("hypercall", event.name), ("exit", f"{event.via} hypercall")]
+        rows = [("hypercall", event.name)]  # out of a ring it is no exit
+        return rows if event.via == _RING else [*rows, ("exit", f"{event.via} hypercall")]
     return [(kind, event.name)] if kind in _SECTIONS else []
 
 

@@ -12,6 +12,8 @@
 static int invented_run(int fd);
 #define ENTER_GUEST(fd) invented_run(fd)
 #include "vcpu_run.c"
+#include "fast_call.c"
+#include "call_ring.c"
 #include "trace_record.c"
 #include "guest_bytes.c"
 #include "syscall_tap.c"
@@ -29,6 +31,7 @@ static int invented_run(int fd);
 #define DOORBELL_PORT 0x700
 #define STRANGE_PORT 0x701 /* fast by the table, with a verb that is none */
 #define WILD_PORT 0x702    /* an index beyond the table */
+#define MARKS_BYTES 64u
 #define PATIENCE_NS 5000000000ll
 
 #define CHECK(condition, ...)                                     \
@@ -43,6 +46,7 @@ static int invented_run(int fd);
 
 static struct exit_loop loop;
 static struct loop_shared shared;
+static int is_done;
 static uint64_t sequence;          /* exits so far; each goes to rip, so that its record can be told */
 static int (*guest)(void);         /* the scenario's kernel */
 static _Thread_local uint64_t dice = 1;
@@ -92,6 +96,8 @@ static void set_up(uint64_t trace_capacity, uint32_t mode, uint64_t console_capa
         {STRANGE_PORT, 4, 77},           {HYPERCALL_PORT, 5, VERB_HYPERCALL}, {WILD_PORT, 200, 0},
     };
     shared.console = (struct byte_ring){.bytes = exactly(console_capacity), .capacity = console_capacity};
+    shared.marks = (struct byte_ring){.bytes = exactly(MARKS_BYTES), .capacity = MARKS_BYTES};
+    shared.call_register = HYPERCALL_MMIO;
     for (unsigned i = 0; i < sizeof ports / sizeof *ports; i++) {
         shared.fast_index[ports[i].port] = ports[i].index;
         if (ports[i].index < FAST_PORTS_MAX)
@@ -110,6 +116,7 @@ static void tear_down(void)
     free(loop.run);
     free(loop.trace.records);
     free(shared.console.bytes);
+    free(shared.marks.bytes);
     for (uint32_t i = 0; i < shared.slot_count; i++)
         free(shared.slots[i].host);
 }
@@ -216,15 +223,32 @@ static void hostile_exits(uint64_t count, uint32_t mode)
 
 /* ---- hypercalls ---------------------------------------------------------------------------------- */
 
-static uint32_t call_gpa;
+enum way { BY_OUT, BY_STORE32, BY_STORE64, BY_VMCALL, WAYS };
+
+static uint64_t call_gpa;
+static enum way call_way;
 static int round_again;
 
-/* The call once, then a kick. */
+/* The call once, by its way, then a kick. */
 static int calls_once(void)
 {
+    struct kvm_run *run = loop.run;
     if (round_again++)
         return exit_loop_kick(&loop), fail_with(EINTR);
-    return writes_port(HYPERCALL_PORT, sizeof call_gpa, 1, &call_gpa);
+    switch (call_way) {
+    case BY_STORE32:
+    case BY_STORE64:
+        run->mmio.phys_addr = HYPERCALL_MMIO, run->mmio.is_write = 1;
+        run->mmio.len = call_way == BY_STORE32 ? 4 : 8;
+        memcpy(run->mmio.data, &call_gpa, sizeof run->mmio.data);
+        return exits_with(KVM_EXIT_MMIO);
+    case BY_VMCALL:
+        run->hypercall.nr = HYPERCALL_VMCALL, run->hypercall.ret = 0x77;
+        run->hypercall.args[0] = HYPERCALL_VMCALL_KEY, run->hypercall.args[2] = call_gpa;
+        return exits_with(KVM_EXIT_HYPERCALL);
+    default:
+        return writes_port(HYPERCALL_PORT, 4, 1, &call_gpa);
+    }
 }
 
 /* Slots with gaps, neighbours, ROM, and one that ends with the address space. */
@@ -261,12 +285,15 @@ static uint8_t *find_bytes(uint64_t gpa, uint64_t size, int write)
 static void one_hypercall(void)
 {
     static uint8_t before[6][SLOT_BYTES], read_back[SLOT_BYTES];
+    struct guest_mark marks[MARKS_BYTES / sizeof(struct guest_mark)];
+    uint64_t marked;
     uint64_t gpa = below(8) ? some_gpa() : hostile(), text = below(8) ? some_gpa() : gpa + below(64) - 8, held;
     uint64_t length = below(3) ? below(128) : below(2) ? below(SLOT_BYTES) : hostile();
     struct hypercall call = {.number = below(4) ? HC_CONSOLE_WRITE : (uint32_t)below(7), .result = 0x5a5a, .arg = {text, length}};
     uint8_t *at, *rom, *from;
     int result, answered;
-    call_gpa = (uint32_t)gpa, gpa = call_gpa;
+    call_way = (enum way)below(WAYS);
+    call_gpa = gpa = call_way == BY_OUT || call_way == BY_STORE32 ? (uint32_t)gpa : gpa;
     for (int i = 0; i < 6; i++)
         for (unsigned b = 0; b < SLOT_BYTES; b += 8)
             *(uint64_t *)(shared.slots[i].host + b) = roll();
@@ -276,11 +303,15 @@ static void one_hypercall(void)
     for (int i = 0; i < 6; i++)
         memcpy(before[i], shared.slots[i].host, SLOT_BYTES);
     from = find_bytes(text, length, 0);
-    answered = at && (call.number == HC_TIME || (call.number == HC_CONSOLE_WRITE && length <= shared.console.capacity && (from || !length)));
+    answered = at && (call.number == HC_TIME || call.number == HC_MARK || (call.number == HC_CONSOLE_WRITE && length <= shared.console.capacity && (from || !length)));
     guest = calls_once;
     result = exit_loop_run(&loop); /* answered in C it goes round again, to a kick */
     CHECK(result == (answered ? LOOP_KICKED : LOOP_EXIT), "result %d for call %u at %#llx: %#llx + %#llx", result, call.number,
           (unsigned long long)gpa, (unsigned long long)text, (unsigned long long)length);
+    CHECK(call_way != BY_VMCALL || loop.run->hypercall.ret == (answered ? 0 : 0x77), "VMCALL answers %llx", (unsigned long long)loop.run->hypercall.ret);
+    marked = byte_ring_read(&shared.marks, (uint8_t *)marks, sizeof marks);
+    CHECK(marked == (answered && call.number == HC_MARK ? sizeof *marks : 0), "%llu bytes of marks", (unsigned long long)marked);
+    CHECK(!marked || marks[0].value == text, "the mark is %#llx", (unsigned long long)marks[0].value);
     held = byte_ring_read(&shared.console, read_back, sizeof read_back);
     CHECK(held == (answered && call.number == HC_CONSOLE_WRITE ? length : 0), "%llu bytes printed", (unsigned long long)held);
     for (int i = 0; i < 6; i++) {
@@ -306,10 +337,149 @@ static void hypercalls(uint64_t count)
     tear_down();
 }
 
+/* ---- rings of calls ------------------------------------------------------------------------------ */
+
+#define RINGS 3
+#define RING_CALLS 8u
+
+static struct call_worker worker;
+static uint8_t *ring_memory[RINGS];
+static uint64_t vandalism; /* goes on until so many calls have been taken */
+
+/* Rings in slots of exactly their size, so that a step beside one is seen. */
+static void set_up_rings(uint64_t trace_capacity, uint32_t mode)
+{
+    set_up(0, RING_OVERWRITE, 256);
+    lay_out_memory();
+    worker = (struct call_worker){.shared = &shared, .doorbell_fd = eventfd(0, EFD_NONBLOCK), .interrupt_fd = eventfd(0, EFD_NONBLOCK)};
+    worker.loop.trace = (struct trace_ring){.capacity = trace_capacity, .mode = mode};
+    worker.loop.trace.records = trace_capacity ? exactly(trace_capacity * sizeof(struct trace_record)) : NULL;
+    for (worker.ring_count = 0; worker.ring_count < RINGS; worker.ring_count++) {
+        uint8_t *at = ring_memory[worker.ring_count] = exactly(sizeof(struct call_ring) + RING_CALLS * sizeof(struct hypercall));
+        worker.rings[worker.ring_count] = (struct call_ring_host){
+            .header = (struct call_ring *)at, .calls = (struct hypercall *)(at + sizeof(struct call_ring)),
+            .capacity = RING_CALLS, .gpa = worker.ring_count, .flags = worker.ring_count & 1 ? CALL_RING_INTERRUPT : 0};
+    }
+}
+
+static void tear_down_rings(void)
+{
+    for (int i = 0; i < RINGS; i++)
+        free(ring_memory[i]);
+    free(worker.loop.trace.records);
+    close(worker.doorbell_fd);
+    close(worker.interrupt_fd);
+    tear_down();
+}
+
+static void drain_worker(uint64_t *taken)
+{
+    uint8_t bytes[256];
+    struct trace_ring *ring = &worker.loop.trace;
+    byte_ring_read(&shared.console, bytes, sizeof bytes);
+    byte_ring_read(&shared.marks, bytes, sizeof bytes);
+    *taken += ring->head - ring->tail;
+    ring->tail = ring->head;
+}
+
+/* Run the worker until its rings are empty, as Python does; how many calls Python had to do. */
+static uint64_t serve_until_stopped(uint64_t *records)
+{
+    uint64_t by_python = 0;
+    int result;
+    while ((result = call_worker_run(&worker)) != WORKER_STOPPED) {
+        CHECK(result == WORKER_CALL || result == WORKER_TRACE_FULL || result == WORKER_CONSOLE_FULL, "result %d", result);
+        if (result == WORKER_CALL) {
+            by_python++;
+            call_worker_answer(&worker, HC_ENOSYS);
+        } else
+            drain_worker(records);
+    }
+    drain_worker(records);
+    return by_python;
+}
+
+/* Hostile heads and calls: a ring is served exactly, or found damaged and left alone; every call has its record. */
+static void call_rings(uint64_t count)
+{
+    uint64_t records = 0, served = 0, damaged = 0;
+    set_up_rings(4, RING_STOP);
+    while (count--) {
+        uint64_t expected = 0, now_damaged = 0, before = worker.taken, mores[RINGS] = {0};
+        for (int i = 0; i < RINGS; i++) {
+            struct call_ring_host *ring = &worker.rings[i];
+            uint64_t more = below(16) ? below(RING_CALLS + 1) : hostile();
+            if (ring->is_damaged && !below(4)) /* as if it had been announced anew */
+                ring->is_damaged = 0, ring->done = ring->header->head = ring->header->tail = ring->header->error = 0;
+            for (unsigned c = 0; c < RING_CALLS; c++)
+                ring->calls[c] = (struct hypercall){.number = below(2) ? (uint32_t)below(16) : (uint32_t)hostile(),
+                                                    .result = 0x5a5a, .arg = {some_gpa(), below(2) ? below(300) : hostile()}};
+            if (ring->is_damaged)
+                continue;
+            ring->header->head = ring->done + more;
+            mores[i] = more <= RING_CALLS ? more : 0;
+            expected += mores[i];
+            now_damaged += more > RING_CALLS;
+        }
+        call_worker_stop(&worker);
+        serve_until_stopped(&records);
+        served += expected, damaged += now_damaged;
+        CHECK(worker.taken - before == expected, "%llu calls, not %llu", (unsigned long long)(worker.taken - before), (unsigned long long)expected);
+        for (int i = 0; i < RINGS; i++) {
+            struct call_ring_host *ring = &worker.rings[i];
+            CHECK(ring->header->tail == ring->done, "ring %d tells another tail", i);
+            for (uint64_t c = ring->done - mores[i]; c < ring->done; c++)
+                CHECK(ring->calls[c & (RING_CALLS - 1)].result != 0x5a5a, "ring %d: call %llu has no result", i, (unsigned long long)c);
+            CHECK(ring->is_damaged ? ring->header->error == HC_EINVAL : ring->done == ring->header->head, "ring %d is not done", i);
+        }
+    }
+    CHECK(records == served + damaged, "%llu records of %llu calls", (unsigned long long)records, (unsigned long long)(served + damaged));
+    tear_down_rings();
+}
+
+/* A guest that rewrites all of its rings while they are served. */
+static void *vandal(void *unused)
+{
+    dice = 4711;
+    while (__atomic_load_n(&worker.taken, __ATOMIC_RELAXED) < vandalism) {
+        unsigned ring = (unsigned)below(RINGS);
+        uint64_t *words = (uint64_t *)ring_memory[ring], head = __atomic_load_n(&worker.rings[ring].done, __ATOMIC_RELAXED);
+        uint64_t at = below((sizeof(struct call_ring) + RING_CALLS * sizeof(struct hypercall)) / 8);
+        __atomic_store_n(&words[at], below(2) ? some_gpa() : hostile(), __ATOMIC_RELAXED);
+        if (below(8))
+            __atomic_store_n(&worker.rings[ring].header->head, head + below(RING_CALLS + 1), __ATOMIC_RELEASE);
+        if (!below(64))
+            sched_yield();
+    }
+    __atomic_store_n(&is_done, 1, __ATOMIC_RELEASE);
+    call_worker_stop(&worker);
+    return unused;
+}
+
+static void hostile_rings(uint64_t count)
+{
+    uint64_t records = 0;
+    pthread_t guest_thread;
+    set_up_rings(16, RING_DROP);
+    vandalism = count, is_done = 0;
+    pthread_create(&guest_thread, NULL, vandal, NULL);
+    while (!__atomic_load_n(&is_done, __ATOMIC_ACQUIRE)) {
+        int result = call_worker_run(&worker);
+        CHECK(result >= WORKER_STOPPED && result <= WORKER_CONSOLE_FULL, "result %d", result);
+        if (result == WORKER_CALL)
+            call_worker_answer(&worker, HC_EFAULT);
+        drain_worker(&records);
+        for (int i = 0; i < RINGS; i++)
+            if (worker.rings[i].is_damaged && !worker.has_call) /* look at it again, or it would soon be over */
+                worker.rings[i].is_damaged = 0, worker.rings[i].done = worker.rings[i].header->head;
+    }
+    pthread_join(guest_thread, NULL);
+    tear_down_rings();
+}
+
 /* ---- trace rings with a reader beside ------------------------------------------------------------- */
 
 static uint64_t wanted_exits;
-static int is_done;
 
 static int counted_exits(void)
 {
@@ -528,6 +698,10 @@ int main(int arguments, char **word)
         hostile_exits(count, RING_DROP);
     else if (!strcmp(word[1], "hypercalls"))
         hypercalls(count);
+    else if (!strcmp(word[1], "call-rings"))
+        call_rings(count);
+    else if (!strcmp(word[1], "hostile-rings"))
+        hostile_rings(count);
     else if (!strcmp(word[1], "read-stop"))
         read_ring(RING_STOP, count);
     else if (!strcmp(word[1], "read-drop"))

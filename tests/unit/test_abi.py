@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from pykvm import layout
 from pykvm._native import ffi, lib
+from pykvm.hypercall import CALLS
 
 INCLUDE = Path(__file__).resolve().parents[2] / "guests" / "include"
 
@@ -69,6 +71,35 @@ SYSCALL_RING = {
     "reserved": (32, 32),
 }
 
+CALL_RING = {
+    "header_bytes": (0, 4),
+    "call_bytes": (4, 4),
+    "capacity": (8, 8),
+    "head": (16, 8),
+    "reserved0": (24, 40),
+    "tail": (64, 8),
+    "wants_doorbell": (72, 4),
+    "error": (76, 4),
+    "reserved1": (80, 48),
+}
+
+MEMORY_RANGE = {"start": (0, 8), "size_bytes": (8, 8), "kind": (16, 4), "reserved": (20, 4)}
+
+HOST_STATS = {
+    name: (8 * i, 8)
+    for i, name in enumerate(
+        "entries exits fast_exits io_exits mmio_exits hypercall_exits ring_calls ring_wakes".split()
+    )
+}
+
+BLOCK_INFO = {
+    "sectors": (0, 8),
+    "sector_bytes": (8, 4),
+    "most_sectors": (12, 4),
+    "flags": (16, 4),
+    "reserved": (20, 4),
+}
+
 PROGRAM_FAULT = {
     "kind": (0, 4),
     "signal": (4, 4),
@@ -124,13 +155,22 @@ STRUCTS = {
     "struct syscall_record": (112, SYSCALL_RECORD),
     "struct syscall_ring": (64, SYSCALL_RING),
     "struct program_fault": (200, PROGRAM_FAULT),
+    "struct call_ring": (128, CALL_RING),
+    "struct memory_range": (24, MEMORY_RANGE),
+    "struct host_stats": (64, HOST_STATS),
+    "struct block_info": (24, BLOCK_INFO),
+    "struct guest_mark": (16, {"value": (0, 8), "time_ns": (8, 8)}),
     "struct paravirt_file": (56, PARAVIRT_FILE),
     "struct paravirt_boot": (176, PARAVIRT_BOOT),
 }
 
 CONSTANTS = {
-    "HYPERCALL_ABI_VERSION": 1,
+    "HYPERCALL_ABI_VERSION": 2,
     "HYPERCALL_PORT": 0x510C,
+    "HYPERCALL_DOORBELL_PORT": 0x5110,
+    "HYPERCALL_MMIO": 0xD000_1000,
+    "HYPERCALL_VMCALL": 12,
+    "HYPERCALL_VMCALL_KEY": 0x7076_6000,
     "HC_VERSION": 0,
     "HC_EXIT": 1,
     "HC_CONSOLE_WRITE": 2,
@@ -142,11 +182,31 @@ CONSTANTS = {
     "HC_TRACE_RING": 8,
     "HC_TRACE_DRAIN": 9,
     "HC_FAULT": 10,
+    "HC_FEATURES": 11,
+    "HC_MEMORY_MAP": 12,
+    "HC_STATS": 13,
+    "HC_CALL_RING": 14,
+    "HC_BLOCK_INFO": 0x10,
+    "HC_BLOCK_READ": 0x11,
+    "HC_BLOCK_WRITE": 0x12,
+    "HC_NOTHING": 0xFFFF_FFFF,
     "HC_YIELD_INPUT": 1,
+    "HC_BLOCK_SECTOR": 512,
+    "HC_BLOCK_MOST": 65535,
+    "HC_HAS_OUT": 1,
+    "HC_HAS_MMIO": 2,
+    "HC_HAS_VMCALL": 4,
+    "HC_HAS_RING": 8,
+    "HC_HAS_RING_INTERRUPT": 16,
+    "HC_HAS_DISK": 32,
+    "HC_PREFERRED_SHIFT": 32,
     "HC_EIO": -5,
     "HC_EAGAIN": -11,
     "HC_EFAULT": -14,
+    "HC_EBUSY": -16,
+    "HC_ENODEV": -19,
     "HC_EINVAL": -22,
+    "HC_EROFS": -30,
     "HC_ENOSYS": -38,
     "HC_NUMBER": 0,
     "HC_ABI": 4,
@@ -165,6 +225,13 @@ CONSTANTS = {
     "FAULT_FILE_END": 2,
     "FAULT_NO_MEMORY": 3,
     "FAULT_RAISED": 4,
+    "MEMORY_RAM": 1,
+    "MEMORY_ROM": 2,
+    "BLOCK_READ_ONLY": 1,
+    "CALL_RING_INTERRUPT": 1,
+    "CALL_RING_GSI": 5,
+    "CALL_RING_CALLS_MAX": 4096,
+    "CALL_RINGS_MAX": 16,
 }
 
 PARAVIRT = {
@@ -222,3 +289,24 @@ def test_assembler_offsets_are_the_struct_s() -> None:
         lib.HC_ARG3,
     ]
     assert ffi.sizeof(struct) == lib.HC_SIZE
+
+
+def test_ports_and_addresses_are_those_of_the_layout() -> None:
+    """The header names them again for guests; the map of addresses is drawn in pykvm/layout.py."""
+    assert layout.HYPERCALL.start == lib.HYPERCALL_PORT
+    assert layout.HYPERCALL_DOORBELL.start == lib.HYPERCALL_DOORBELL_PORT
+    assert layout.HYPERCALL_REGISTER.start == lib.HYPERCALL_MMIO
+    assert not {layout.I8042_GSI, layout.COM1_GSI, layout.RTC_GSI} & {lib.CALL_RING_GSI}
+
+
+def test_every_call_has_one_number_and_one_name() -> None:
+    """All calls of the header stand in the one table of the host, each under a number of its own."""
+    text = (INCLUDE / "hypercall_abi.h").read_text()
+    numbers = text.partition("/* Numbers.")[2].partition("#define HC_NOTHING")[0]
+    calls = {
+        name: int(value, 0) for name, value in re.findall(r"^#define (HC_\w+) (\w+)", numbers, re.MULTILINE)
+    }
+    assert len(set(calls.values())) == len(calls) == len(CALLS) - 1
+    assert {name.removeprefix("HC_").lower(): number for name, number in calls.items()} == {
+        shape.name: number for number, shape in CALLS.items() if number != lib.HC_NOTHING
+    }

@@ -60,11 +60,27 @@ def test_any_exit_is_survived_counted_and_recorded(harnesses: dict[str, Path], m
 
 @pytest.mark.parametrize("seed", range(4))
 def test_a_hypercall_touches_only_what_it_may(harnesses: dict[str, Path], seed: int) -> None:
-    """Wild pointers, wrapping lengths, ROM, and text that overlaps its own request.
+    """Wild pointers, wrapping lengths, ROM, text that overlaps its own request; by OUT, store and VMCALL.
 
     C answers exactly the calls that lie in memory; only the result changes; the text is printed as it was.
     """
     check(harnesses["memory"], "hypercalls", seed, 5000)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_rings_of_calls_are_served_exactly(harnesses: dict[str, Path], seed: int) -> None:
+    """Each call that was handed over is done once and recorded once, whatever it asks.
+
+    A ring that claims more calls than it holds is left alone, and says so; full rings of records and console
+    bytes lose nothing.
+    """
+    check(harnesses["memory"], "call-rings", seed, 1000)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_ring_that_changes_under_the_host_is_survived(harnesses: dict[str, Path], seed: int) -> None:
+    """Another CPU of the guest rewrites heads, calls and everything else of the rings at random meanwhile."""
+    check(harnesses["memory"], "hostile-rings", seed, 1000)
 
 
 @pytest.mark.parametrize("mode", ["read-stop", "read-drop"])

@@ -8,7 +8,6 @@ import os
 import re
 import struct
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,28 +15,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pykvm import layout
+from pykvm._native import ffi, lib
 from pykvm.boot import firmware
 from pykvm.boot.disk_file import DiskFile
-from pykvm.boot.firmware import (
-    REQUEST_MOST_SECTORS,
-    DiskCall,
-    DiskError,
-    FirmwareDisk,
-    firmware_image,
-    insert_disk,
-)
+from pykvm.boot.firmware import FirmwareDisk, firmware_image, insert_disk
 from pykvm.errors import ConfigError, GuestAddressError, ImageError, ImageNotFoundError
 from pykvm.toolchain import build_firmware
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pykvm.memory import GuestMemory
+    from pykvm.boot.firmware import Memory
 
 
 SOURCES = Path(__file__).parents[2] / "firmware"
 ABI = SOURCES.parent / "guests" / "include" / "hypercall_abi.h"
-REQUEST_AT = 0x40
 BUFFER_AT = 0x1000
 MEMORY_BYTES = 0x8000
 PATTERN = bytes(range(256)) * 2
@@ -62,21 +54,20 @@ class FakeMemory:
             raise GuestAddressError(f"guest address {gpa:#x} with {size} bytes")
 
 
-def ask_with(disk: FirmwareDisk, memory: GuestMemory, call: DiskCall, gpa: int) -> int:
-    """One request through calls(), as a hypercall port makes it."""
-    return disk.calls(memory)[call](SimpleNamespace(arg=(0, 1, gpa, 0)))
+def request_of(number: int, first: int, count: int, gpa: int, abi: int = 1) -> Any:
+    """A call's struct as the BIOS fills it in."""
+    return ffi.new("struct hypercall *", {"number": number, "abi": abi, "arg": [first, count, gpa, 0]})
 
 
 def ask(
-    disk: FirmwareDisk, memory: FakeMemory, number: int, first: int = 0, count: int = 1, gpa: int = BUFFER_AT
+    disk: FirmwareDisk, memory: Memory, number: int, first: int = 0, count: int = 1, gpa: int = BUFFER_AT
 ) -> int:
-    """One request as the BIOS makes it; its result."""
-    request = struct.pack("<IIqQQQQ", number, 1, DiskError.ENOSYS, first, count, gpa, 0)
-    memory.write(REQUEST_AT, request)
-    disk.handle(memory, REQUEST_AT)
-    assert memory.read(REQUEST_AT, 8) == request[:8]
-    assert memory.read(REQUEST_AT + 16, 32) == request[16:]
-    return int(struct.unpack_from("<q", memory.bytes, REQUEST_AT + 8)[0])
+    """One request through calls(); what a table of hypercalls makes of an address outside memory."""
+    call = disk.calls(memory)[number]
+    try:
+        return call(request_of(number, first, count, gpa))
+    except GuestAddressError:
+        return int(lib.HC_EFAULT)
 
 
 def defines(*paths: Path) -> dict[str, int]:
@@ -151,23 +142,6 @@ def test_ports_are_those_of_the_layout() -> None:
     assert ours["SEG_BIOS"] << 4 == layout.FIRMWARE_LOW
 
 
-def test_requests_are_the_same_on_both_sides() -> None:
-    """Numbers, errors and limits in the BIOS's include file are those of the host."""
-    theirs = defines(ABI, SOURCES / "disk_request.inc")
-    assert {call.name: theirs[f"HC_DISK_{call.name}"] for call in DiskCall} == dict(DiskCall.__members__)
-    assert {error.name: theirs[f"HC_{error.name}"] for error in DiskError} == dict(DiskError.__members__)
-    assert theirs["HC_DISK_MOST"] == REQUEST_MOST_SECTORS
-    assert (theirs["HC_RESULT"], theirs["HC_ARG0"], theirs["HC_SIZE"]) == (8, 16, 48)
-
-
-def test_disk_calls_are_no_other_calls() -> None:
-    """The paravirtual ABI gives the disk's numbers to no other call."""
-    numbers = ABI.read_text().partition("/* Numbers.")[2].partition("/* Errors")[0]
-    calls = dict(re.findall(r"^#define (HC_\w+) (\w+)", numbers, re.MULTILINE))
-    assert "HC_EXIT" in calls
-    assert not {int(value, 0) for name, value in calls.items() if "DISK" not in name} & set(DiskCall)
-
-
 def test_data_area_holds_the_map() -> None:
     """Eight entries of the memory map fit into the extended BIOS data area behind everything else in it."""
     area = {name: at for name, at in defines(SOURCES / "bios.inc").items() if name.startswith("EBDA_")}
@@ -211,8 +185,8 @@ def test_insert_disk_gives_memory_and_disk(
         assert disk.sectors == 16
         assert memory.read(layout.FIRMWARE_LOW, len(rom)) == rom
         assert memory.read(layout.FIRMWARE_HIGH_END - len(rom), len(rom)) == rom
-        assert ask_with(disk, memory, DiskCall.READ, gpa=layout.FIRMWARE_LOW) == DiskError.EFAULT
-        assert ask_with(disk, memory, DiskCall.READ, gpa=layout.FIRMWARE_LOW - 512) == 1
+        assert ask(disk, memory, lib.HC_BLOCK_READ, gpa=layout.FIRMWARE_LOW) == lib.HC_EFAULT
+        assert ask(disk, memory, lib.HC_BLOCK_READ, gpa=layout.FIRMWARE_LOW - 512) == 1
 
 
 @pytest.mark.parametrize("options", [{"board": "testdev"}, {"irqchip": False}, {"memory_bytes": 0x80000}])
@@ -228,13 +202,13 @@ def test_insert_disk_refuses_other_machines(image: Path, options: dict[str, Any]
 
 def test_info_answers_the_sectors(disk: FirmwareDisk) -> None:
     """HC_DISK_INFO answers how many sectors there are."""
-    assert ask(disk, FakeMemory(), DiskCall.INFO) == 16
+    assert ask(disk, FakeMemory(), lib.HC_BLOCK_INFO) == 16
 
 
 def test_read_moves_sectors_to_memory(disk: FirmwareDisk) -> None:
     """A read answers the count and puts the sectors at the gpa and nowhere else."""
     memory = FakeMemory()
-    assert ask(disk, memory, DiskCall.READ, first=3, count=2, gpa=BUFFER_AT + 1) == 2
+    assert ask(disk, memory, lib.HC_BLOCK_READ, first=3, count=2, gpa=BUFFER_AT + 1) == 2
     assert memory.read(BUFFER_AT, 1026) == b"\0" + b"\3" * 512 + b"\4" * 512 + b"\0"
 
 
@@ -244,7 +218,7 @@ def test_write_goes_into_the_file(image: Path) -> None:
     memory = FakeMemory()
     memory.write(BUFFER_AT, PATTERN)
     with FirmwareDisk(str(image)) as disk:
-        assert ask(disk, memory, DiskCall.WRITE, first=5) == 1
+        assert ask(disk, memory, lib.HC_BLOCK_WRITE, first=5) == 1
     assert image.read_bytes() == before[: 5 * 512] + PATTERN + before[6 * 512 :]
 
 
@@ -253,8 +227,8 @@ def test_read_only_disk_refuses_writes(image: Path) -> None:
     before = image.read_bytes()
     with FirmwareDisk(image, read_only=True) as disk:
         assert fcntl.fcntl(disk._file._fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
-        assert ask(disk, FakeMemory(), DiskCall.WRITE) == DiskError.EROFS
-        assert ask(disk, FakeMemory(), DiskCall.READ) == 1
+        assert ask(disk, FakeMemory(), lib.HC_BLOCK_WRITE) == lib.HC_EROFS
+        assert ask(disk, FakeMemory(), lib.HC_BLOCK_READ) == 1
     assert image.read_bytes() == before
 
 
@@ -264,8 +238,8 @@ def test_snapshot_keeps_writes_to_itself(image: Path) -> None:
     memory = FakeMemory()
     memory.write(BUFFER_AT, PATTERN)
     with FirmwareDisk(image, snapshot=True) as disk:
-        assert ask(disk, memory, DiskCall.WRITE, first=1) == 1
-        assert ask(disk, memory, DiskCall.READ, first=0, count=3) == 3
+        assert ask(disk, memory, lib.HC_BLOCK_WRITE, first=1) == 1
+        assert ask(disk, memory, lib.HC_BLOCK_READ, first=0, count=3) == 3
         assert memory.read(BUFFER_AT, 3 * 512) == b"\0" * 512 + PATTERN + b"\2" * 512
     assert image.read_bytes() == before
 
@@ -273,53 +247,55 @@ def test_snapshot_keeps_writes_to_itself(image: Path) -> None:
 @pytest.mark.parametrize(
     ("first", "count", "gpa", "error"),
     [
-        (16, 1, BUFFER_AT, DiskError.EINVAL),
-        (15, 2, BUFFER_AT, DiskError.EINVAL),
-        (0, 0, BUFFER_AT, DiskError.EINVAL),
-        (2**64 - 1, 1, BUFFER_AT, DiskError.EINVAL),
-        (1, 2**64 - 1, BUFFER_AT, DiskError.EINVAL),
-        (0, 1, MEMORY_BYTES - 511, DiskError.EFAULT),
-        (0, 1, 2**64 - 1, DiskError.EFAULT),
+        (16, 1, BUFFER_AT, lib.HC_EINVAL),
+        (15, 2, BUFFER_AT, lib.HC_EINVAL),
+        (0, 0, BUFFER_AT, lib.HC_EINVAL),
+        (2**64 - 1, 1, BUFFER_AT, lib.HC_EINVAL),
+        (1, 2**64 - 1, BUFFER_AT, lib.HC_EINVAL),
+        (0, 1, MEMORY_BYTES - 511, lib.HC_EFAULT),
+        (0, 1, 2**64 - 1, lib.HC_EFAULT),
     ],
 )
-@pytest.mark.parametrize("call", [DiskCall.READ, DiskCall.WRITE])
+@pytest.mark.parametrize("call", [lib.HC_BLOCK_READ, lib.HC_BLOCK_WRITE])
 def test_bad_request_changes_nothing(
-    image: Path, call: DiskCall, first: int, count: int, gpa: int, error: DiskError
+    image: Path, call: int, first: int, count: int, gpa: int, error: int
 ) -> None:
     """Sectors or memory that are not there get an error, and neither memory nor file changes."""
     before = image.read_bytes()
     memory = FakeMemory()
     with FirmwareDisk(image) as disk:
         assert ask(disk, memory, call, first, count, gpa) == error
-    assert not any(memory.bytes[REQUEST_AT + 48 :])
+    assert not any(memory.bytes)
     assert image.read_bytes() == before
 
 
 def test_request_has_a_limit(tmp_path: Path) -> None:
-    """One request moves at most REQUEST_MOST_SECTORS, however large the disk is."""
+    """One request moves at most lib.HC_BLOCK_MOST, however large the disk is."""
     path = tmp_path / "large.img"
     with path.open("wb") as file:
         file.truncate(1 << 40)
     with FirmwareDisk(path) as disk:
         assert disk.sectors == 1 << 31
-        assert ask(disk, FakeMemory(), DiskCall.READ, count=REQUEST_MOST_SECTORS + 1) == DiskError.EINVAL
+        assert ask(disk, FakeMemory(), lib.HC_BLOCK_READ, count=lib.HC_BLOCK_MOST + 1) == lib.HC_EINVAL
 
 
-def test_unknown_call_is_answered(disk: FirmwareDisk) -> None:
-    """A number that is no call of the disk's answers ENOSYS."""
-    assert ask(disk, FakeMemory(), 0x1234) == DiskError.ENOSYS
-
-
-def test_request_outside_memory_is_an_error(disk: FirmwareDisk) -> None:
-    """Where the request itself is not in memory there is no place for an answer: GuestAddressError."""
-    with pytest.raises(GuestAddressError):
-        disk.handle(FakeMemory(), MEMORY_BYTES - 47)
+def test_info_fills_in_what_the_guest_has_room_for(image: Path) -> None:
+    """Since version 2 of the ABI: as much of struct block_info as fits; before, arguments mean nothing."""
+    memory = FakeMemory()
+    with FirmwareDisk(image, read_only=True) as disk:
+        info = disk.calls(memory)[lib.HC_BLOCK_INFO]
+        assert info(request_of(lib.HC_BLOCK_INFO, BUFFER_AT, 24, 0, abi=1)) == 16
+        assert not any(memory.bytes)
+        assert info(request_of(lib.HC_BLOCK_INFO, BUFFER_AT, 12, 0, abi=2)) == 16
+        assert memory.read(BUFFER_AT, 24) == struct.pack("<QI", 16, 512) + bytes(12)
+        assert info(request_of(lib.HC_BLOCK_INFO, BUFFER_AT, 1 << 60, 0, abi=3)) == 16
+        assert memory.read(BUFFER_AT, 24) == struct.pack("<QIIII", 16, 512, 65535, lib.BLOCK_READ_ONLY, 0)
 
 
 @given(
     requests=st.lists(
         st.tuples(
-            st.sampled_from([*DiskCall, 0, 0x13]),
+            st.sampled_from([lib.HC_BLOCK_INFO, lib.HC_BLOCK_READ, lib.HC_BLOCK_WRITE]),
             st.integers(0, 17) | st.integers(0, 2**64 - 1),
             st.integers(0, 4) | st.integers(0, 2**64 - 1),
             st.integers(0x100, MEMORY_BYTES + 600)
@@ -340,14 +316,14 @@ def test_disk_behaves_as_an_array_of_sectors(
         for number, first, count, gpa in requests:
             result = ask(disk, memory, number, first, count, gpa)
             good = count >= 1 and first + count <= 16 and gpa + count * 512 <= MEMORY_BYTES
-            if number in (DiskCall.READ, DiskCall.WRITE):
-                assert result == count if good else result in (DiskError.EINVAL, DiskError.EFAULT)
+            if number in (lib.HC_BLOCK_READ, lib.HC_BLOCK_WRITE):
+                assert result == count if good else result in (lib.HC_EINVAL, lib.HC_EFAULT)
                 span = slice(first * 512, (first + count) * 512)
-                if good and number == DiskCall.READ:
+                if good and number == lib.HC_BLOCK_READ:
                     expected.write(gpa, bytes(model[span]))
                 elif good:
                     model[span] = expected.read(gpa, count * 512)
-            assert memory.bytes[REQUEST_AT + 48 :] == expected.bytes[REQUEST_AT + 48 :]
+            assert memory.bytes == expected.bytes
 
 
 def test_last_sector_may_be_incomplete(tmp_path: Path) -> None:
@@ -357,9 +333,9 @@ def test_last_sector_may_be_incomplete(tmp_path: Path) -> None:
     memory = FakeMemory()
     with FirmwareDisk(path) as disk:
         assert disk.sectors == 2
-        assert ask(disk, memory, DiskCall.READ, first=1) == 1
+        assert ask(disk, memory, lib.HC_BLOCK_READ, first=1) == 1
         assert memory.read(BUFFER_AT, 512) == b"x" * 188 + bytes(324)
-        assert ask(disk, memory, DiskCall.WRITE, first=1) == 1
+        assert ask(disk, memory, lib.HC_BLOCK_WRITE, first=1) == 1
     assert path.read_bytes() == b"x" * 700 + bytes(324)
 
 
@@ -368,7 +344,7 @@ def test_image_that_shrinks_reads_as_zeros(image: Path, disk: FirmwareDisk) -> N
     os.truncate(image, 512)
     memory = FakeMemory()
     memory.write(BUFFER_AT, PATTERN)
-    assert ask(disk, memory, DiskCall.READ, first=2) == 1
+    assert ask(disk, memory, lib.HC_BLOCK_READ, first=2) == 1
     assert not any(memory.read(BUFFER_AT, 512))
 
 
@@ -379,7 +355,7 @@ def test_host_errors_reach_the_guest(disk: FirmwareDisk, monkeypatch: pytest.Mon
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(DiskFile, "write", full)
-    assert ask(disk, FakeMemory(), DiskCall.WRITE) == DiskError.EIO
+    assert ask(disk, FakeMemory(), lib.HC_BLOCK_WRITE) == lib.HC_EIO
     assert disk.last_error is not None
     assert disk.last_error.errno == errno.ENOSPC
 
@@ -408,7 +384,7 @@ def test_open_file_is_left_open(image: Path) -> None:
     """A file object as source stays its owner's: it is usable after the disk has gone."""
     with image.open("r+b") as file:
         with FirmwareDisk(file) as disk:
-            assert ask(disk, FakeMemory(), DiskCall.WRITE, first=1) == 1
+            assert ask(disk, FakeMemory(), lib.HC_BLOCK_WRITE, first=1) == 1
         file.seek(512)
         assert file.read(512) == bytes(512)
 

@@ -20,7 +20,7 @@ from pykvm._native import ffi, lib
 from pykvm.cli.run import MachineCommand, machine_options
 from pykvm.console_input import ConsoleInput
 from pykvm.errors import ConfigError, GuestAddressError, ImageError, ImageNotFoundError
-from pykvm.hypercall import CALLS, HypercallPort
+from pykvm.hypercall import CALLS, HypercallPort, Hypercalls
 from pykvm.memory import GuestMemory
 from pykvm.paravirt.boot_info import RING_RECORDS, Wanted, place_program
 from pykvm.paravirt.fault import FAULT_BYTES, fault_of, fault_report
@@ -603,7 +603,7 @@ class Host:
         self.exits: list[int] = []
         self.marks: list[int] = []
         self.printed = bytearray()
-        self.port = HypercallPort(
+        calls = Hypercalls(
             memory,
             output=self.printed.extend,
             on_exit=self.exits.append,
@@ -612,6 +612,7 @@ class Host:
             read=self.input.read,
             wait=lambda ns, wants_input: self.waits.append((ns, wants_input)),
         )
+        self.port = HypercallPort(calls)
 
 
 def ask(memory: GuestMemory, host: Host, number: int, *args: int, at: int = RING_AT) -> int:
@@ -655,8 +656,8 @@ def test_wild_hypercalls_change_only_what_they_may(number: int, args: list[int])
         host = Host(memory)
         result = ask(memory, host, number, *args, at=CALL_AT)
         assert result < 0 or number in CALLS
-        writes = number in (lib.HC_CONSOLE_READ, lib.HC_RANDOM) and result > 0
-        buffer = range(args[0], args[0] + result) if writes else range(0)
+        writes = number in (lib.HC_CONSOLE_READ, lib.HC_RANDOM, lib.HC_MEMORY_MAP) and result > 0
+        buffer = range(args[0], args[0] + args[1]) if writes else range(0)
         assert buffer.stop <= MIB
         memory.write(CALL_AT, bytes(lib.HC_SIZE))
         if writes:
