@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import tree_sitter_javascript
-from tree_sitter import Language, Parser
 from trace_parts import ABOUT, Memory, event, result, written
+from tree_sitter import Language, Parser
 
 from pykvm.trace.html import HtmlSink
 
