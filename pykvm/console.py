@@ -56,6 +56,14 @@ class Console:
         with self._lock:
             return bytes(self._kept)
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What of the output the result does not hold, in a line."""
+        if not self.cut_bytes:
+            return ()
+        kept = f"the result keeps {_KEPT_BYTES >> 20} MiB of the console"
+        return (f"{kept}; {self.cut_bytes} bytes more were printed",)
+
     def _drain(self) -> None:
         while size := lib.byte_ring_read(self._ring, self._scratch, _RING_BYTES):
             self._put(bytes(ffi.buffer(self._scratch, size)))

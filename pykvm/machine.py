@@ -466,7 +466,7 @@ class Machine:
                 self._rings[number] = recorder.ring(vcpu, drop=self.spec.drop_records)
             recorder.start(self, self._rings, self._raw)
             recorder.result = result = self._run(self._supervisor, registers=registers)
-        return replace(result, warnings=recorder.warnings)
+        return replace(result, warnings=result.warnings + recorder.warnings)
 
     def _run(self, supervisor: Supervisor, *, registers: bool) -> RunResult:
         clock = TscClock()
@@ -619,6 +619,7 @@ class Machine:
             trace=records if self.spec.trace else (),
             cpus=cpu_snapshots(self.vcpus, self.memory) if registers or reason.is_abnormal else (),
             kvm=self.kvm.module(),
+            warnings=self._console.warnings + (self.disk.warnings if self.disk else ()),
         )
 
     def _records(self, clock: TscClock) -> TraceRecords:

@@ -126,6 +126,14 @@ class FirmwareDisk:
         self._file.close()
 
     @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the host could not do for the guest, in a line."""
+        if self.last_error is None:
+            return ()
+        why = self.last_error.strerror or self.last_error
+        return (f"{self._file.name}: {why}; the guest was told of an I/O error",)
+
+    @property
     def sectors(self) -> int:
         """How many sectors the disk has, the last one perhaps only begun in the file."""
         return self._file.sectors

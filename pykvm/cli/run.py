@@ -208,9 +208,17 @@ def command(image: str, quiet: bool, as_json: bool, **options: Any) -> int:
     result = run_image(image, options, show=not as_json)
     if as_json:
         _print_json(result)
-    elif not quiet:
-        print_end(result)
+    else:
+        print_warnings(result)
+        if not quiet:
+            print_end(result)
     return result.exit_status
+
+
+def print_warnings(result: RunResult) -> None:
+    """A line for each thing that went wrong beside the run."""
+    for warning in result.warnings:
+        click.echo(f"pykvm: {warning}", err=True)
 
 
 def print_end(result: RunResult) -> None:

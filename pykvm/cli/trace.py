@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pykvm.cli.run import MachineCommand, machine_options, print_end
+from pykvm.cli.run import MachineCommand, machine_options, print_end, print_warnings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -75,8 +75,7 @@ def command(image: str, quiet: bool, drop_records: bool, **options: Any) -> int:
     if wanted.as_json and not wanted.summary:
         wanted = wanted._replace(summary=True)
     result = trace_image(image, {**options, "drop_records": drop_records or None}, wanted)
-    for warning in result.warnings:
-        click.echo(f"pykvm: {warning}", err=True)
+    print_warnings(result)
     if not quiet:
         print_end(result)
     return result.exit_status

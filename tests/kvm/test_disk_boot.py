@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pykvm.boot.disk_file import SECTOR_BYTES
+from pykvm.boot.disk_file import SECTOR_BYTES, DiskFile
 from pykvm.errors import ConfigError
 from pykvm.machine import Machine
 from pykvm.result import EndReason
@@ -247,3 +248,25 @@ def test_firmware_needs_its_board(options: dict[str, Any]) -> None:
     """Without the irqchip, on another board, or with too little memory there is one clear line."""
     with Machine(**options) as machine, pytest.raises(ConfigError, match="firmware needs"):
         machine.load("20_bootsector")
+
+
+def test_a_host_error_is_told_to_the_guest_and_to_the_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The guest gets an I/O error and goes on; the result names the image and the host's reason."""
+
+    def full(self: DiskFile, first: int, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(DiskFile, "write", full)
+    write = (
+        "mov $0x0301, %ax; mov $2, %cx; mov $0x80, %dx; xor %bx, %bx; int $0x13; mov %ah, %al; out %al, $0xf4"
+    )
+    image = boot_sector(tmp_path, write)
+    with image.open("ab") as file:
+        file.write(bytes(SECTOR_BYTES))
+    with Machine(memory="2M") as machine:
+        machine.load(image)
+        result = machine.run(timeout=20)
+    assert result.exit_code not in (None, 0)
+    assert result.warnings == (f"{image}: No space left on device; the guest was told of an I/O error",)
