@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ class Guest:
         return built_folder() / self.images[mode or next(iter(self.images))]
 
 
+@cache
 def built_folder() -> Path:
     """Where the built guests, their library and the firmware are."""
     return Path(__file__).parent / "_guests"

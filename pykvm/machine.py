@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from pykvm.exits import Exit
+    from pykvm.guests import Guest
     from pykvm.paravirt.guest import Paravirt
     from pykvm.trace.event import Sink, Source, TraceEvent
     from pykvm.trace.iterate import TraceIterator
@@ -173,9 +174,13 @@ class Machine:
             raise ConfigError("this machine has been loaded already; make a new one")
         mode = CpuMode(mode) if isinstance(mode, str) else mode
         if isinstance(source, str):
-            named = find_named(source) is not None
-            source, mode = self._by_name(source, mode)
-            snapshot |= named  # the guests that travel with pykvm stay as they are
+            guest = _guest_or_file(source)
+            if guest:
+                snapshot = True  # the guests that travel with pykvm stay as they are
+                self.spec = self.spec.with_wishes(guest.machine)
+                source, mode = _chosen(guest, mode)
+            else:
+                source = Path(source)
         self.source = source
         is_testdev = self.spec.board == "testdev"
         self.image = load(
@@ -243,18 +248,6 @@ class Machine:
         self.image, self._placement = self.paravirt.place()
         self._build()
         return self.image
-
-    def _by_name(self, name: str, mode: CpuMode | None) -> tuple[Path, CpuMode | None]:
-        guest = find_named(name)
-        if guest is None and ("/" in name or Path(name).exists()):
-            return Path(name), mode
-        if guest is None:
-            raise ImageNotFoundError(
-                f"{name}: no such file and no such guest; `pykvm guests` lists the guests"
-            )
-        self.spec = self.spec.with_wishes(guest.machine)
-        word = mode.value if mode else next(iter(guest.images))
-        return guest.image(word), mode if mode or word == "reset" else CpuMode(word)
 
     def _insert_disk(self, source: Path | bytes, *, read_only: bool, snapshot: bool) -> None:
         """Give the machine its firmware and the disk to boot from."""
@@ -628,3 +621,17 @@ class Machine:
         for raw, ring in zip(self._raw, self._rings, strict=True):
             raw.append(ring.take())
         return TraceRecords.merged((b"".join(raw) for raw in self._raw), clock)
+
+
+def _guest_or_file(name: str) -> Guest | None:
+    """The guest that `name` means; None: a file. Raises ImageNotFoundError where there is neither."""
+    guest = find_named(name)
+    if guest is None and "/" not in name and not Path(name).exists():
+        raise ImageNotFoundError(f"{name}: no such file and no such guest; `pykvm guests` lists the guests")
+    return guest
+
+
+def _chosen(guest: Guest, mode: CpuMode | None) -> tuple[Path, CpuMode | None]:
+    """The guest's image for `mode`, by default its first one, and the mode that goes with it."""
+    word = mode.value if mode else next(iter(guest.images))
+    return guest.image(word), mode if mode or word == "reset" else CpuMode(word)
