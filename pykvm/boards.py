@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pykvm import layout
+from pykvm.devices.acpi_sleep import AcpiSleep
 from pykvm.devices.debug_console import DebugConsole
 from pykvm.devices.debug_exit import DebugExit, PlainExit
 from pykvm.devices.fw_cfg import FwCfg, board_items
@@ -88,6 +89,14 @@ class Board:
         self.attach_calls()
         return serial
 
+    def attach_linux(self) -> Serial:
+        """The board that ACPI tables of ours describe: pykvm's own, a way to switch it off, no PCI."""
+        serial = self.attach_pykvm()
+        self.ports.attach(layout.PCI_CONFIG_ADDRESS, NoPci())
+        self.ports.attach(layout.PCI_CONFIG_DATA, NoPci())
+        self.ports.attach(layout.ACPI_SLEEP, AcpiSleep(lambda: self.end(EndReason.POWER_OFF, None, "")))
+        return serial
+
     def attach_testdev(self) -> Serial:
         """The board that KVM developers' test kernels expect: isa-debug-exit, fw_cfg, and the test device."""
         serial = self.attach_common()
@@ -123,6 +132,7 @@ class Board:
 
 BOARDS: dict[str, Callable[[Board], Serial]] = {
     "pykvm": Board.attach_pykvm,
+    "linux": Board.attach_linux,
     "testdev": Board.attach_testdev,
 }
 

@@ -13,7 +13,7 @@ from pykvm._native import ffi, lib
 from pykvm.boards import Board, attach_board
 from pykvm.boot import Image, load
 from pykvm.boot.firmware import FirmwareDisk, insert_disk
-from pykvm.boot.placement import Placement, place
+from pykvm.boot.placement import Placement, Platform, place
 from pykvm.bus import Bus
 from pykvm.call_rings import CallRings
 from pykvm.console import Console
@@ -191,10 +191,9 @@ class Machine:
             limit_bytes=self.spec.memory_bytes,
             ignore_video=is_testdev,
         )
-        if (
-            self.image.kind == "linux"
-        ):  # it looks for hardware, and finds its interrupts in the kernel's chips
-            self.spec = replace(self.spec, irqchip=True, unclaimed="float")
+        if self.image.kind == "linux":  # it looks for hardware, and has its interrupts from KVM's chips
+            board = "linux" if self.spec.board == "pykvm" else self.spec.board
+            self.spec = replace(self.spec, irqchip=True, unclaimed="float", board=board)
         if self.image.kind == "bootsector":
             if disk is not None:
                 raise ConfigError(
@@ -206,7 +205,12 @@ class Machine:
         if is_testdev:  # whose kernels take the first word for their own name
             cmdline = f"{self.image.name} {cmdline}".rstrip()
         self._placement = place(
-            self.image, self.memory, cmdline=cmdline, modules=modules or [], initrd=initrd
+            self.image,
+            self.memory,
+            cmdline=cmdline,
+            modules=modules or [],
+            initrd=initrd,
+            platform=Platform(self.spec.vcpus),
         )
         self._build()
         return self.image
@@ -324,7 +328,7 @@ class Machine:
             attach_calls=lambda: transports.attach(self.ports, self.mmio, calls),
         )
         self.serial = attach_board(self.spec.board, board)
-        if self.spec.board == "pykvm":
+        if self.spec.board in ("pykvm", "linux"):
             self.fast_port(layout.DEBUG_CONSOLE, lib.VERB_APPEND)
             self.fast_port(layout.HYPERCALL, lib.VERB_HYPERCALL)
 

@@ -38,6 +38,7 @@ _NOT_FOR_PROGRAMS = {
     "snapshot": "--snapshot",
     "disk": "--disk",
     "transport": "--transport",
+    "init": "--init",
 }
 
 _GRACE_S = 1.0
@@ -76,10 +77,16 @@ def run_image(
         return _run(machine, watch, show=show)
 
 
-def _image(image: str, options: Mapping[str, Any], *, show: bool) -> _Wanted:  # noqa: ARG001 - as _program
+def _image(image: str, options: Mapping[str, Any], *, show: bool) -> _Wanted:
     """The machine that a guest's image wants, and how it gets into it."""
     guest = find_named(image)
     given = {name: options[name] for name in _MACHINE if options.get(name) is not None}
+    if image == "linux" and not Path(image).exists():
+        from pykvm.linux.command import linux_machine  # noqa: PLC0415 - only Linux pays
+
+        return linux_machine(options, given, show=show)
+    if options.get("init") is not None:
+        raise ConfigError("--init is for `pykvm run linux`; another kernel has its own initial RAM disk")
     wants = {"memory": "64M", "vcpus": 1} | (guest.machine if guest else {}) | given
     modules = [_module(text) for text in options.get("modules") or ()]
     loading: dict[str, Any] = {name: options[name] for name in _LOAD if options.get(name) is not None}

@@ -20,7 +20,15 @@ from pykvm.errors import ToolchainError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["MODES", "build_all", "build_guest", "build_paravirt", "build_probes", "compile_program"]
+__all__ = [
+    "MODES",
+    "build_all",
+    "build_guest",
+    "build_linux_init",
+    "build_paravirt",
+    "build_probes",
+    "compile_program",
+]
 
 MODES = ("real16", "prot32", "paged32", "long64", "user64")
 _SELECTORS = (
@@ -181,6 +189,13 @@ def build_paravirt(folder: Path, out: Path, *, root: Path) -> None:
     compile_program(sources, image, mode="long64", root=root, flags=flags, script=folder / "kernel.ld")
 
 
+def build_linux_init(folder: Path, out: Path) -> None:
+    """Build the first process of a Linux guest, `folder`/init.c, into `out`/linux_init: static, no libc."""
+    flags = [flag for flag in _FLAGS if flag not in ("-mgeneral-regs-only", "-g")]
+    command = ["gcc", "-m64", *flags, *_LINK, str(folder / "init.c"), "-s", "-o", str(out / "linux_init")]
+    _run(command, "linux_init")
+
+
 def build_firmware(folder: Path, out: Path, *, root: Path) -> None:
     """Build firmware/*.S into `out`/bios.bin, 64 KiB that end with the reset vector."""
     objects = []
@@ -223,6 +238,7 @@ def _build_into(guests: Path, firmware: Path, out: Path) -> None:
         index[folder.name] = build(folder, out, root=guests)
     build_probes(guests / "probes", out / "probes", root=guests)
     build_paravirt(guests / "paravirt", out, root=guests)
+    build_linux_init(guests / "linux_init", out)
     build_firmware(firmware, out, root=guests)
     for part in ("lib", "include"):
         shutil.copytree(guests / part, out / part)

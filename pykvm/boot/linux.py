@@ -119,13 +119,16 @@ def boot_params(
     cmdline_gpa: int,
     initrd: tuple[int, int],
     memory_map: Sequence[tuple[int, int, int]],
+    rsdp: int = 0,
 ) -> bytes:
     """The 4096 bytes of boot_params: zero but for the setup header, what a loader fills in, and e820.
 
-    `initrd` is (gpa, size in bytes), (0, 0) for none; `memory_map` has (gpa, size in bytes, e820 type).
+    `initrd` is (gpa, size in bytes), (0, 0) for none; `memory_map` has (gpa, size in bytes, e820 type);
+    `rsdp` is the gpa of ACPI's first table, 0 for none.
     """
     page = bytearray(BOOT_PARAMS_BYTES)
     page[_HEADER_AT : _HEADER_AT + len(header.raw)] = header.raw
+    struct.pack_into("<Q", page, 0x70, rsdp)
     page[0x210] = _LOADER_UNDEFINED
     page[0x211] |= _CAN_USE_HEAP
     struct.pack_into("<II", page, 0x218, initrd[0] & 0xFFFFFFFF, initrd[1] & 0xFFFFFFFF)

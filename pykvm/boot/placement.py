@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 from pykvm import layout
 from pykvm.boot import linux, multiboot
+from pykvm.boot.acpi import VirtioSlot, acpi_tables
 from pykvm.boot.image import Image, check_fits
+from pykvm.boot.mptable import mp_table
 from pykvm.errors import ConfigError
 from pykvm.regs import CpuMode, CpuState, boot_structures, initial_state
 
@@ -16,10 +18,17 @@ if TYPE_CHECKING:
 
     from pykvm.memory import GuestMemory
 
-__all__ = ["Placement", "place"]
+__all__ = ["Placement", "Platform", "place"]
 
 _CMDLINE_OFFSET = 0xC000
-_RAM = 1  # the type of usable memory in a multiboot memory map
+_RAM = 1  # the types of memory in e820 and in a multiboot memory map
+_RESERVED = 2
+_ACPI = 3
+_RESTART = bytes.fromhex("ba f90c b0 06 ee f4 eb fd")  # mov $0xcf9, %dx; mov $6, %al; out; 1: hlt; jmp 1b
+_TABLES = (
+    (layout.ACPI_TABLES.start, len(layout.ACPI_TABLES), _ACPI),
+    (layout.MP_TABLE.start, len(layout.MP_TABLE), _RESERVED),
+)
 _NO_STATE = CpuState({}, {}, {}, {})
 
 
@@ -28,6 +37,14 @@ class Placement:
     """What the first vCPU starts with."""
 
     state: CpuState = _NO_STATE
+
+
+@dataclass(frozen=True, slots=True)
+class Platform:
+    """What firmware tables tell a guest's kernel about its board."""
+
+    vcpus: int = 1
+    virtio: Sequence[VirtioSlot] = ()
 
 
 def boot_area(memory_bytes: int) -> int:
@@ -58,8 +75,9 @@ def place(
     cmdline: str,
     modules: Sequence[tuple[bytes, str]] = (),
     initrd: bytes = b"",
+    platform: Platform | None = None,
 ) -> Placement:
-    """Write `image` into `memory` and return the first vCPU's state; `initrd` is Linux's.
+    """Write `image` into `memory` and return the first vCPU's state; `initrd` and `platform` are Linux's.
 
     Raises ImageError if the image does not fit, ConfigError if what surrounds it does not.
     """
@@ -77,7 +95,7 @@ def place(
     if image.kind == "multiboot":
         regs = _multiboot(image, memory, boot, cmdline, modules)
     elif image.linux:
-        regs = _linux(image, image.linux, memory, boot, cmdline, initrd)
+        regs = _linux(image, image.linux, memory, boot, cmdline, initrd, platform or Platform())
     stack = min(layout.BOOT_SECTOR, memory.size_bytes) if image.mode is CpuMode.REAL16 else boot
     return Placement(initial_state(image.mode, image.entry, boot=boot, stack=stack, regs=regs))
 
@@ -97,9 +115,15 @@ def _multiboot(
 
 
 def _linux(
-    image: Image, header: linux.SetupHeader, memory: GuestMemory, boot: int, cmdline: str, initrd: bytes
+    image: Image,
+    header: linux.SetupHeader,
+    memory: GuestMemory,
+    boot: int,
+    cmdline: str,
+    initrd: bytes,
+    platform: Platform,
 ) -> dict[str, int]:
-    """Write boot_params, command line and initrd; RSI as the 64-bit boot protocol wants it."""
+    """Write boot_params, command line, initrd and tables; RSI as the 64-bit boot protocol wants it."""
     line = cmdline.encode() + b"\0"
     room = min(header.cmdline_bytes + 1, layout.BOOT_SIZE_BYTES - _CMDLINE_OFFSET)
     if len(line) > room:
@@ -111,10 +135,26 @@ def _linux(
         header,
         cmdline_gpa=boot + _CMDLINE_OFFSET,
         initrd=(at, len(initrd)),
-        memory_map=memory_map(memory),
+        memory_map=sorted([*memory_map(memory), *_TABLES]),
+        rsdp=layout.ACPI_TABLES.start,
     )
+    _write_tables(memory, platform)
     memory.write(boot + _CMDLINE_OFFSET, line)
     memory.write(boot + multiboot.INFO_OFFSET, params)
     if initrd:
         memory.write(at, initrd)
     return {"rsi": boot + multiboot.INFO_OFFSET}
+
+
+def _write_tables(memory: GuestMemory, platform: Platform) -> None:
+    """ACPI tables; for kernels that read none, the MP table; and what restarts the machine.
+
+    A kernel on hardware-reduced ACPI restarts by EFI and, where there is none, by a jump to the BIOS's entry
+    below 1 MiB: there the reset control register gets its due.
+    """
+    acpi = acpi_tables(layout.ACPI_TABLES.start, vcpus=platform.vcpus, virtio=platform.virtio)
+    if len(acpi) > len(layout.ACPI_TABLES):
+        raise ConfigError(f"{platform.vcpus} vCPUs: their ACPI tables take {len(acpi)} bytes; give fewer")
+    memory.write(layout.ACPI_TABLES.start, acpi)
+    memory.write(layout.MP_TABLE.start, mp_table(layout.MP_TABLE.start, vcpus=platform.vcpus))
+    memory.write(layout.BIOS_ENTRY, _RESTART)

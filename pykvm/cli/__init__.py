@@ -17,6 +17,7 @@ COMMANDS = {
     "run": "Run a guest and show what it prints.",
     "trace": "Run a guest and show what it asks for, layer by layer.",
     "guests": "List the tiny guests that travel with pykvm.",
+    "kernel": "Fetch the Linux kernel that `pykvm run linux` boots.",
     "doctor": "Say what this machine's KVM can do.",
     "lab": "Run a command in a computer with a full KVM, made in software.",
     "completion": "Print the shell's completion script.",

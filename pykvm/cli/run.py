@@ -71,6 +71,11 @@ _OPTIONS = [
         help="Command line for Linux or a multiboot kernel.",
     ),
     click.option(
+        "--init",
+        metavar="COMMAND",
+        help="With the image `linux`: run this in the guest's shell, and exit with its status.",
+    ),
+    click.option(
         "--initrd",
         "initrds",
         multiple=True,
@@ -85,7 +90,9 @@ _OPTIONS = [
         help="A module for a multiboot kernel, with its command line; repeat for more.",
     ),
     click.option(
-        "--board", type=click.Choice(["pykvm", "testdev"]), help="Which devices sit where.  [default: pykvm]"
+        "--board",
+        type=click.Choice(["pykvm", "linux", "testdev"]),
+        help="Which devices sit where.  [default: linux for a Linux kernel, else pykvm]",
     ),
     click.option(
         "--irqchip/--no-irqchip", default=None, help="PIC, IOAPIC, local APICs and PIT in the kernel."
@@ -180,9 +187,12 @@ def machine_options(function: Callable[..., Any]) -> Callable[..., Any]:
 def command(image: str, quiet: bool, as_json: bool, **options: Any) -> int:
     """Run IMAGE and show what it prints.
 
-    IMAGE is a guest's name (see `pykvm guests`) or a file: flat binary, ELF, multiboot kernel, or a raw
-    disk image with a boot sector. Its format is recognised from its bytes. What is typed goes to the
-    guest's serial port; Ctrl-A X leaves, and so does Ctrl-C while the guest does not read its input.
+    IMAGE is a guest's name (see `pykvm guests`), `linux`, or a file: flat binary, ELF, multiboot kernel,
+    Linux kernel, or a raw disk image with a boot sector. Its format is recognised from its bytes. What is
+    typed goes to the guest's serial port; Ctrl-A X leaves, and so does Ctrl-C while the guest does not read
+    its input.
+
+    `linux` is Debian's cloud kernel, fetched when it is first needed, with a shell.
 
     With --paravirt, IMAGE is an ordinary Linux program, linked with gcc -static, and ARGS are its
     arguments. It runs in ring 3 on a small kernel, which serves its system calls and asks pykvm by
@@ -198,6 +208,7 @@ def command(image: str, quiet: bool, as_json: bool, **options: Any) -> int:
     \b
     Examples:
       pykvm run 01_hello
+      pykvm run linux --smp 2 --init "grep -c ^processor /proc/cpuinfo"
       pykvm run --mode real16 --address 0x7c00 boot.bin
       pykvm run --board testdev kernel.flat --append "arg1 arg2" --timeout 10
       pykvm run --paravirt ./a.out one two

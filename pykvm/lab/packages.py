@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import tarfile
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from pykvm.errors import LabError
 from pykvm.lab.backend import Options, Progress, Tool
@@ -21,14 +21,17 @@ from pykvm.lab.kernel import Kernel, given_kernel, release_of, unpack
 from pykvm.lab.store import DamageError, Entry, Store, need_space
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
-__all__ = ["APT_TOOLS", "cached_kernel", "fetch_kernel", "kernel_for"]
+_T = TypeVar("_T")
+
+__all__ = ["APT_TOOLS", "cached_kernel", "cached_program", "fetch_kernel", "fetch_program", "kernel_for"]
 
 APT_TOOLS = (Tool("apt-get", "apt"), Tool("apt-cache", "apt"), Tool("dpkg-deb", "dpkg"))
 
 _KIND = "kernels"
+_PROGRAMS = "programs"
 _KEPT = 4  # two flavours, the last version of each
 _MEMBER = re.compile(r"\./(?:usr/)?(boot/vmlinuz-.+|boot/config-.+|lib/modules/([^/]+)/(.+))")
 _HARDWARE = re.compile(  # that no lab has, and that is most of what the package holds
@@ -90,18 +93,71 @@ def cached_kernel(flavour: str, store: Store) -> Kernel | None:
 
 def fetch_kernel(flavour: str, store: Store, progress: Progress) -> Kernel:
     """Ask apt for its newest kernel of a flavour, and fetch it unless it is in the cache already."""
+    return _by_apt(
+        lambda apt: _fetch_from(apt, flavour, store, progress),
+        "Debian's kernel",
+        _OTHER_KERNEL,
+        store,
+        progress,
+    )
+
+
+def cached_program(package: str, store: Store) -> Path | None:
+    """The program of a package that fetch_program() took before, the newest, or None. Raises DamageError."""
+    for entry in reversed(list(store.entries(_PROGRAMS))):
+        if isinstance(entry, DamageError):
+            raise entry
+        if entry.about.get("package") == package:
+            entry.check()
+            return entry.path / str(entry.about["program"])
+    return None
+
+
+def fetch_program(package: str, member: str, store: Store, progress: Progress) -> Path:
+    """The file `member` ("bin/busybox") of Debian's newest `package`, fetched unless the cache has it."""
+
+    def fetch(apt: _Apt) -> Path:
+        candidate = apt.package(package)
+        name = member.rpartition("/")[2]
+
+        def build(where: Path) -> Mapping[str, Any]:
+            need_space(store.root, candidate.download_bytes + candidate.installed_bytes)
+            progress(f"fetching {package} {candidate.version} ({candidate.download_bytes >> 10} KiB)")
+            deb = apt.download(candidate, where, progress)
+            _unpack(
+                deb, where, lambda found: name if found.lstrip("./") in (member, f"usr/{member}") else None
+            )
+            deb.unlink()
+            if not (where / name).is_file():
+                raise LabError(f"the package {package} has no {member}")
+            (where / name).chmod(0o755)
+            return {
+                "package": package,
+                "program": name,
+                "version": candidate.version,
+                "deb_sha256": candidate.digest,
+            }
+
+        key = f"{package}_{candidate.version.replace(':', '%3a')}"
+        return store.obtain(_PROGRAMS, key, build, progress, keep=_KEPT).path / name
+
+    return _by_apt(fetch, f"Debian's {package}", "", store, progress)
+
+
+def _by_apt(fetch: Callable[[_Apt], _T], what: str, hint: str, store: Store, progress: Progress) -> _T:
+    """What `fetch` gets with the system's package lists or, where they do not do, with fresh ones."""
     missing = [tool.program for tool in APT_TOOLS if not shutil.which(tool.program)]
     if missing:
-        raise LabError(f"no {missing[0]} here to fetch Debian's kernel with. {_OTHER_KERNEL}")
+        raise LabError(f"no {missing[0]} here to fetch {what} with. {hint}".rstrip(" ."))
     with store.room() as room:
         try:
-            return _fetch_from(_Apt(), flavour, store, progress)
+            return fetch(_Apt())
         except _AptError as error:
             progress(f"{error}; fetching the package lists")
         try:
-            return _fetch_from(_Apt.with_fresh_lists(room), flavour, store, progress)
+            return fetch(_Apt.with_fresh_lists(room))
         except _AptError as error:
-            raise LabError(f"{error}; is there a network? {_OTHER_KERNEL}") from error
+            raise LabError(f"{error}; is there a network? {hint}".rstrip()) from error
 
 
 def _fetch_from(apt: _Apt, flavour: str, store: Store, progress: Progress) -> Kernel:
@@ -114,7 +170,7 @@ def _fetch_from(apt: _Apt, flavour: str, store: Store, progress: Progress) -> Ke
         progress(f"fetching {candidate.package} {candidate.version} ({candidate.download_bytes >> 20} MiB)")
         deb = apt.download(candidate, where, progress)
         progress(f"unpacking {candidate.package}")
-        _unpack(deb, where)
+        _unpack(deb, where, _target)
         deb.unlink()
         about = _describe(where)
         return {
@@ -158,9 +214,14 @@ class _Apt:
         found = re.search(r"(linux-image-[\w.+~-]+) \(= (\S+)\)", shown.get("Depends", ""))
         if not found:
             raise _AptError(f"apt's {meta} depends on no kernel image")
-        package, version = found[1], found[2]
-        real = _fields(self._run("apt-cache", "show", f"{package}={version}"))
+        return self.package(found[1], found[2])
+
+    def package(self, package: str, version: str = "") -> _Candidate:
+        """A package by name, the newest unless `version` says which. Raises _AptError if apt knows none."""
+        wanted = f"{package}={version}" if version else package
+        real = _fields(self._run("apt-cache", "show", "--no-all-versions", wanted))
         try:
+            version = version or real["Version"]
             sizes = int(real["Size"]), int(real["Installed-Size"]) << 10
             return _Candidate(package, version, real["SHA256"], *sizes)
         except (KeyError, ValueError) as error:
@@ -240,8 +301,8 @@ def _report_percent(status: IO[str], package: str, progress: Progress) -> None:
                 progress(f"fetching {package}: {now} %")
 
 
-def _unpack(deb: Path, where: Path) -> None:
-    """Unpack the kernel and the modules that a lab can use. Raises LabError."""
+def _unpack(deb: Path, where: Path, target_of: Callable[[str], str | None]) -> None:
+    """Unpack the members for which `target_of` gives a path below `where`. Raises LabError."""
     with subprocess.Popen(
         ["dpkg-deb", "--fsys-tarfile", str(deb)],
         stdin=subprocess.DEVNULL,
@@ -251,7 +312,7 @@ def _unpack(deb: Path, where: Path) -> None:
         try:
             with tarfile.open(fileobj=process.stdout, mode="r|") as archive:
                 for member in archive:
-                    target = _target(member.name)
+                    target = target_of(member.name)
                     source = archive.extractfile(member) if target and member.isreg() else None
                     if target and source:
                         path = where / target

@@ -86,7 +86,7 @@ def _run_all(workshop: Workshop, options: argparse.Namespace) -> list[Run] | Non
         signal.signal(number, signal.default_int_handler)
     with ThreadPoolExecutor(1) as beside, ThreadPoolExecutor(_AT_ONCE) as pool:
         labs = [place for place in ("amd", "intel") if place in options.places]
-        packages = beside.submit(workshop.install_packages, labs)
+        packages = beside.submit(workshop.furnish, labs)
         try:
             return _Plan(workshop, options, pool, packages).run()
         except (KeyboardInterrupt, StoppedError):

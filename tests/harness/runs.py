@@ -152,11 +152,18 @@ class Workshop:
 
     # ---- what the labs need of the host
 
+    def furnish(self, cpus: Sequence[str]) -> None:
+        """Install what the labs need, and put the Linux guests' kernel into the cache, which a lab sees."""
+        self.install_packages(cpus)
+        if "amd" in cpus:
+            self.run("kernel", [sys.executable, "-m", "pykvm", "kernel", "fetch"], limit_s=600)
+
     def install_packages(self, cpus: Sequence[str]) -> None:
         """Install what the labs need and this host lacks, if we are root; else the lab says what to do."""
         from pykvm.lab.status import needed_packages
 
         missing = needed_packages(list(cpus), missing_only=True)
+        missing += [] if shutil.which("iasl") else ["acpica-tools"]
         if not missing or os.geteuid() or not shutil.which("apt-get"):
             return
         self.say(f"installing Debian packages: {' '.join(missing)}")

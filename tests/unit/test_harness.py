@@ -275,7 +275,7 @@ def test_intel_lab_gets_what_the_amd_lab_lacks(
         return Run(cpu, amd if cpu == "amd" else (case("b", "intel", Outcome.PASSED),))
 
     monkeypatch.setattr(Workshop, "pytest_in_lab", in_lab)
-    monkeypatch.setattr(Workshop, "install_packages", lambda self, cpus: None)
+    monkeypatch.setattr(Workshop, "furnish", lambda self, cpus: None)
     status = main(["--places", "amd,intel", "--folder", str(tmp_path / "test")])
     assert given.get("intel") == asked
     files = [*given["amd-1"], *given["amd-2"]]

@@ -1,0 +1,68 @@
+"""`pykvm run linux`: from the command's options to a machine with Debian's cloud kernel and our initramfs."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from typing import TYPE_CHECKING, Any
+
+from pykvm.errors import ConfigError
+from pykvm.lab.store import Store
+from pykvm.linux.initramfs import Job, build_initramfs
+from pykvm.linux.kit import kit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from pykvm.machine import Machine
+
+__all__ = ["CMDLINE", "NAME", "linux_machine"]
+
+NAME = "linux"
+CMDLINE = "console=ttyS0 panic=-1 pci=conf1 8250.nr_uarts=1"
+_MEMORY = "256M"
+_NOT_HERE = {
+    "mode": "--mode",
+    "address": "--address",
+    "entry": "--entry",
+    "initrds": "--initrd",
+    "modules": "--module",
+    "board": "--board",
+    "read_only": "--read-only",
+    "snapshot": "--snapshot",
+}
+
+
+def linux_machine(
+    options: Mapping[str, Any], given: Mapping[str, Any], *, show: bool
+) -> tuple[dict[str, Any], Callable[[Machine], object]]:
+    """The arguments for Machine, and what loads it. `given` are those of them that the user said.
+
+    `options` are those of `pykvm run`. Fetches what the cache has not. Raises ConfigError and LabError.
+    """
+    for name, word in _NOT_HERE.items():
+        if options.get(name):
+            raise ConfigError(f"{word} is not for `{NAME}`, which brings its own kernel and initramfs")
+    parts = kit(Store(), _say)
+    job = Job()
+    job.add("name", NAME)
+    job.add("tty", "/dev/ttyS0")
+    if show and sys.stdout and sys.stdout.isatty():
+        size = shutil.get_terminal_size()
+        job.add("window", size.lines, size.columns)
+    if (command := options.get("init")) is not None:
+        job.add("plain")
+        job.add("run", command)
+    cmdline = f"{CMDLINE} {'' if options.get('verbose') else 'quiet'} {options.get('cmdline') or ''}"
+
+    def load(machine: Machine) -> None:
+        initrd = build_initramfs(parts, job, (), _say)
+        machine.load(parts.kernel.image, initrd=initrd, cmdline=" ".join(cmdline.split()))
+
+    return {"memory": _MEMORY, "vcpus": 1} | dict(given), load
+
+
+def _say(text: str) -> None:
+    if sys.stderr:
+        sys.stderr.write(f"pykvm: {text}\n")
+        sys.stderr.flush()
