@@ -36,6 +36,7 @@ from pykvm.timers import DeviceTimers
 from pykvm.trace.clock import TscClock
 from pykvm.trace.record import TraceRecords, TraceRing
 from pykvm.transports import Marks, Transports
+from pykvm.virtio import VirtioBoard
 from pykvm.vm import GsiLine, Vm
 
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ class Machine:
         self._placement = Placement()
         self._rings: list[TraceRing] = []
         self._raw: list[list[bytes]] = []
+        self._problems: list[str] = []
         self._lock = threading.RLock()  # a listener may type on the console that a device prints on
         self.vcpus: list[Vcpu] = []
         self.vm: Vm | None = None
@@ -99,6 +101,8 @@ class Machine:
         self.paravirt: Paravirt | None = None
         self.input = ConsoleInput()
         self._transports: Transports | None = None
+        self.virtio = VirtioBoard()
+        """The virtio devices; add() them before load()."""
         self._supervisor: Supervisor | None = None
         self._listens = console is not None
         self._recorder: Recorder | None = None
@@ -139,7 +143,15 @@ class Machine:
         if self._transports:
             self._transports.stop()
         self._timers.close()
-        for part in (*self.vcpus, *self._rings, self._transports, self.vm, self.disk, self.paravirt):
+        for part in (
+            *self.vcpus,
+            *self._rings,
+            self._transports,
+            self.vm,
+            self.disk,
+            self.paravirt,
+            self.virtio,
+        ):
             if part:
                 part.close()
         self.memory.close()
@@ -191,6 +203,10 @@ class Machine:
             limit_bytes=self.spec.memory_bytes,
             ignore_video=is_testdev,
         )
+        if self.image.kind != "linux" and self.virtio.slots():
+            raise ConfigError(
+                f"{self.image.name}: virtio devices are for Linux kernels, which are told of them"
+            )
         if self.image.kind == "linux":  # it looks for hardware, and has its interrupts from KVM's chips
             board = "linux" if self.spec.board == "pykvm" else self.spec.board
             self.spec = replace(self.spec, irqchip=True, unclaimed="float", board=board)
@@ -210,7 +226,7 @@ class Machine:
             cmdline=cmdline,
             modules=modules or [],
             initrd=initrd,
-            platform=Platform(self.spec.vcpus),
+            platform=Platform(self.spec.vcpus, self.virtio.slots()),
         )
         self._build()
         return self.image
@@ -331,6 +347,7 @@ class Machine:
         if self.spec.board in ("pykvm", "linux"):
             self.fast_port(layout.DEBUG_CONSOLE, lib.VERB_APPEND)
             self.fast_port(layout.HYPERCALL, lib.VERB_HYPERCALL)
+        self.virtio.build(vm, self.mmio, self.memory, self._lock, len(self.memory.slots))
 
     def _more_calls(self) -> dict[int, Callable[[Any], int]]:
         """The hypercalls that only this machine's guest makes."""
@@ -470,8 +487,12 @@ class Machine:
         if self.paravirt and self.vm:
             traced = self.spec.trace or self._recorder is not None
             self.paravirt.start(self.vm, self.vcpus[0], clock, traced=traced)
+        self.virtio.start(self._ending.fail)
         start_ns = time.monotonic_ns()
-        supervisor.run()
+        try:
+            supervisor.run()
+        finally:
+            self._problems = self.virtio.stop()
         if self._transports:
             self._transports.stop()
         for vcpu in self.vcpus:
@@ -616,8 +637,13 @@ class Machine:
             trace=records if self.spec.trace else (),
             cpus=cpu_snapshots(self.vcpus, self.memory) if registers or reason.is_abnormal else (),
             kvm=self.kvm.module(),
-            warnings=self._console.warnings + (self.disk.warnings if self.disk else ()),
+            warnings=self._warnings(),
         )
+
+    def _warnings(self) -> tuple[str, ...]:
+        """What went wrong beside the run: the console's, the disk's, and what virtio drivers did."""
+        broken = tuple(f"the guest's driver broke the rules: {what}" for what in self._problems)
+        return self._console.warnings + (self.disk.warnings if self.disk else ()) + broken
 
     def _records(self, clock: TscClock) -> TraceRecords:
         if self._recorder:

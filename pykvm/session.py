@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pykvm.boot.linux import read_initrds
 from pykvm.errors import ConfigError, ImageError
 from pykvm.guests import find_named
+from pykvm.linux.options import add_devices, by_hypercall, is_linux
 from pykvm.machine import Machine
 from pykvm.output import Stdout
 from pykvm.result import EndReason, RunResult
@@ -36,9 +37,11 @@ _NOT_FOR_PROGRAMS = {
     "modules": "--module",
     "read_only": "--read-only",
     "snapshot": "--snapshot",
-    "disk": "--disk",
     "transport": "--transport",
     "init": "--init",
+    "disks": "--disk",
+    "rng": "--rng",
+    "shares": "--share",
 }
 
 _GRACE_S = 1.0
@@ -53,7 +56,7 @@ _MACHINE = (
     "drop_records",
     "transport",
 )
-_LOAD = ("mode", "address", "entry", "cmdline", "disk", "read_only", "snapshot")
+_LOAD = ("mode", "address", "entry", "cmdline", "read_only", "snapshot")
 
 
 def run_image(
@@ -91,7 +94,15 @@ def _image(image: str, options: Mapping[str, Any], *, show: bool) -> _Wanted:
     modules = [_module(text) for text in options.get("modules") or ()]
     loading: dict[str, Any] = {name: options[name] for name in _LOAD if options.get(name) is not None}
     initrd = read_initrds([Path(name) for name in options.get("initrds") or ()])
-    return wants, lambda machine: machine.load(image, modules=modules, initrd=initrd, **loading)
+
+    def load(machine: Machine) -> None:
+        if guest is None and is_linux(Path(image)):
+            add_devices(machine, options)
+        elif file := by_hypercall(options):
+            loading["disk"] = Path(file)
+        machine.load(image, modules=modules, initrd=initrd, **loading)
+
+    return wants, load
 
 
 def _program(program: str, options: Mapping[str, Any], *, show: bool) -> _Wanted:

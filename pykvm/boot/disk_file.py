@@ -40,6 +40,10 @@ class DiskFile:
             os.close(self._fd)
             self._fd = -1
 
+    def fileno(self) -> int:
+        """Its file descriptor, for who reads and writes by bytes."""
+        return self._fd
+
     def read(self, first: int, count: int) -> bytes:
         """The sectors [first, first + count); zeros where the file has ended. Raises OSError."""
         at, left = first * SECTOR_BYTES, count * SECTOR_BYTES

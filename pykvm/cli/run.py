@@ -76,6 +76,22 @@ _OPTIONS = [
         help="With the image `linux`: run this in the guest's shell, and exit with its status.",
     ),
     click.option(
+        "--disk",
+        "disks",
+        multiple=True,
+        metavar="FILE[,ro|,snapshot][,serial=TEXT]",
+        help="A disk image or block device: for Linux by virtio, where `snapshot` forgets the writes, and "
+        "repeated for more; for other guests one FILE, by hypercall.",
+    ),
+    click.option(
+        "--share",
+        "shares",
+        multiple=True,
+        metavar="DIR[:/PATH][,ro]",
+        help="For Linux: a folder of the host; in `linux` the command starts in the first.  [PATH: /share]",
+    ),
+    click.option("--rng", is_flag=True, help="For Linux: a virtio source of entropy."),
+    click.option(
         "--initrd",
         "initrds",
         multiple=True,
@@ -110,7 +126,6 @@ _OPTIONS = [
         type=click.Choice(["out", "mmio", "vmcall", "ring"]),
         help="Offer the guest this way alone for its hypercalls.  [default: all that this KVM has]",
     ),
-    click.option("--disk", metavar="FILE", help="A disk for a guest that reads and writes it by hypercall."),
     click.option("--read-only", is_flag=True, help="Refuse the guest's writes to its disk image."),
     click.option(
         "--snapshot", is_flag=True, help="Take the guest's writes to its disk image, and forget them."

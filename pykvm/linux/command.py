@@ -10,6 +10,7 @@ from pykvm.errors import ConfigError
 from pykvm.lab.store import Store
 from pykvm.linux.initramfs import Job, build_initramfs
 from pykvm.linux.kit import kit
+from pykvm.linux.options import add_devices
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -56,7 +57,8 @@ def linux_machine(
     cmdline = f"{CMDLINE} {'' if options.get('verbose') else 'quiet'} {options.get('cmdline') or ''}"
 
     def load(machine: Machine) -> None:
-        initrd = build_initramfs(parts, job, (), _say)
+        wanted = add_devices(machine, options, job)
+        initrd = build_initramfs(parts, job, wanted)
         machine.load(parts.kernel.image, initrd=initrd, cmdline=" ".join(cmdline.split()))
 
     return {"memory": _MEMORY, "vcpus": 1} | dict(given), load

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
-    from pykvm.lab.backend import Progress
     from pykvm.linux.kit import Kit
 
 __all__ = ["BASE_MODULES", "Job", "build_initramfs"]
@@ -54,12 +53,11 @@ class Job:
         return cpio.file(_CONF, data)
 
 
-def build_initramfs(kit: Kit, job: Job, modules: Iterable[str], progress: Progress) -> bytes:
+def build_initramfs(kit: Kit, job: Job, modules: Iterable[str]) -> bytes:
     """The archives for a run with `modules` and what they depend on. Raises LabError if one is missing."""
     wanted = sorted({*BASE_MODULES, *modules})
 
     def build(where: Path) -> Mapping[str, Any]:
-        progress("making the guest's initramfs")
         found = ModuleTree(kit.kernel.modules).in_order(wanted)
         members = list(_members(kit.init.read_bytes(), kit.busybox))
         members.append(cpio.directory("modules"))
@@ -69,7 +67,7 @@ def build_initramfs(kit: Kit, job: Job, modules: Iterable[str], progress: Progre
 
     digest = hashlib.sha256(kit.init.read_bytes())
     digest.update("\0".join([kit.kernel.key, kit.busybox.parent.name, *wanted]).encode())
-    entry = kit.store.obtain(_KIND, digest.hexdigest()[:32], build, progress, keep=_KEPT)
+    entry = kit.store.obtain(_KIND, digest.hexdigest()[:32], build, lambda _text: None, keep=_KEPT)
     conf = cpio.pack([job.entry([str(name) for name in entry.about["modules"]])])
     return (entry.path / _NAME).read_bytes() + conf
 

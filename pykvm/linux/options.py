@@ -1,0 +1,123 @@
+"""The options of `pykvm run` that put virtio devices on a Linux guest's board."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pykvm.boot import linux
+from pykvm.boot.source import opened
+from pykvm.errors import ConfigError, ImageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pykvm.linux.initramfs import Job
+    from pykvm.machine import Machine
+
+__all__ = ["add_devices", "by_hypercall", "is_linux"]
+
+_ONLY_LINUX = {"rng": "--rng", "shares": "--share"}
+_SHARE_PATH = "/share"
+
+
+def is_linux(image: Path) -> bool:
+    """Whether the file is a Linux kernel. What is wrong with it is the loader's to say."""
+    try:
+        with opened(image, "") as source:
+            return linux.read_header(source) is not None
+    except ImageError:
+        return False
+
+
+def by_hypercall(options: Mapping[str, Any]) -> str | None:
+    """The one disk of a guest that is no Linux, None without any. Raises ConfigError for more than that."""
+    for name, word in _ONLY_LINUX.items():
+        if options.get(name):
+            raise ConfigError(f"{word} is for Linux kernels")
+    disks = options.get("disks") or ()
+    if len(disks) > 1:
+        raise ConfigError("a guest that is no Linux kernel has one disk; give --disk once")
+    return disks[0] if disks else None
+
+
+def add_devices(machine: Machine, options: Mapping[str, Any], job: Job | None = None) -> list[str]:
+    """Put the devices on the machine's board; the modules that a guest needs for them.
+
+    `job` learns what the guest's first process is to do with them. Raises ConfigError and ImageError.
+    """
+    modules: list[str] = []
+    for text in options.get("disks") or ():
+        _add_disk(machine, text)
+        modules.append("virtio_blk")
+    for number, text in enumerate(options.get("shares") or ()):
+        _add_share(machine, text, f"share{number}", job, is_first=not number)
+        modules.append("virtiofs")
+    if options.get("rng"):
+        from pykvm.devices.virtio.rng import Rng  # noqa: PLC0415 - who has no such device does not pay
+
+        machine.virtio.add(Rng())
+        modules.append("virtio_rng")
+    return ["virtio_mmio", *modules] if modules else []
+
+
+def _add_disk(machine: Machine, text: str) -> None:
+    """FILE[,ro|,snapshot][,serial=TEXT]; a comma in FILE is doubled."""
+    from pykvm.devices.virtio.block import Block  # noqa: PLC0415 - as above
+    from pykvm.devices.virtio.disk_files import Overlay, RawFile  # noqa: PLC0415 - as above
+
+    path, words = _split(text)
+    serial, kinds = "", set()
+    for word in words:
+        key, _, value = word.partition("=")
+        if key == "serial" and value:
+            serial = value
+        elif word in ("ro", "snapshot"):
+            kinds.add(word)
+        else:
+            raise ConfigError(f"--disk {text}: {word!r} is none of ro, snapshot and serial=TEXT")
+    if len(kinds) == 2:
+        raise ConfigError(f"--disk {text}: it is ro or snapshot, not both")
+    raw = RawFile(Path(path), read_only=bool(kinds))
+    backend = Overlay(raw) if "snapshot" in kinds else raw
+    try:
+        disk = Block(backend, serial=serial, on_error=_tell)
+    except ConfigError:
+        backend.close()
+        raise
+    machine.virtio.add(disk)
+
+
+def _add_share(machine: Machine, text: str, tag: str, job: Job | None, *, is_first: bool) -> None:
+    """DIR[:PATH][,ro]; a guest's first process mounts it there, another kernel by its tag."""
+    from pykvm.devices.virtio.fs import Fs  # noqa: PLC0415 - as above
+    from pykvm.devices.virtio.host_folder import HostFolder  # noqa: PLC0415 - as above
+
+    place, words = _split(text)
+    folder, colon, where = place.rpartition(":")
+    if not colon or not where.startswith("/"):
+        folder, where = place, _SHARE_PATH if is_first else ""
+    if not where:
+        raise ConfigError(f"--share {text}: say where the guest has it: DIR:/PATH")
+    if unknown := [word for word in words if word != "ro"]:
+        raise ConfigError(f"--share {text}: {unknown[0]!r} is not ro")
+    if job and set(where) & set(" \n"):
+        raise ConfigError(f"--share {text}: the guest's path has no spaces")
+    machine.virtio.add(Fs(HostFolder(Path(folder), read_only=bool(words)), tag))
+    if job:
+        job.add("mount", "virtiofs", tag, where, "ro" if words else "rw")
+        if is_first:
+            job.add("dir", where)
+
+
+def _split(text: str) -> tuple[str, list[str]]:
+    """The file, and the words behind it."""
+    path, *words = text.replace(",,", "\0").split(",")
+    return path.replace("\0", ","), [word.replace("\0", ",") for word in words]
+
+
+def _tell(what: str) -> None:
+    if sys.stderr:
+        sys.stderr.write(f"pykvm: {what}\n")
+        sys.stderr.flush()
