@@ -177,8 +177,15 @@ def kernel_arguments(options: Options) -> str:
 
 
 def _link(image: Path, name: Path) -> None:
-    """Give an image of the cache a name in the lab's directory: Bochs puts a lock and changes beside it."""
-    if image != name:
+    """Give an image of the cache a name in the lab's directory: Bochs puts a lock and changes beside it.
+
+    A hard link, so that the lab has its image even if the cache drops it before Bochs has opened it.
+    """
+    if image == name:
+        return
+    try:
+        name.hardlink_to(image)
+    except OSError:  # not every file system has them
         name.symlink_to(image)
 
 

@@ -73,7 +73,9 @@ class ModuleTree:
             raise LabError(f"{self.root}: modules depend on each other: {' -> '.join((*path, name))}")
         if name not in self._files:
             needed = f" (needed by {path[-1]})" if path else ""
-            raise LabError(f"{self.root}: this kernel has no module {name}{needed}; use another kernel")
+            raise LabError(
+                f"{self.root}: this kernel has no module {name}{needed}; use another kernel (--kernel)"
+            )
         module = Module(name, self._files[name], read_module(self._files[name]))
         for other in filter(None, modinfo(module.image).get("depends", "").split(",")):
             self._visit(_plain(other), done, (*path, name))
