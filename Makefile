@@ -60,8 +60,8 @@ lint: $(READY) ## ruff and mypy
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-bench: $(READY) ## figures, as ratios against a C floor in the same run
-	$(BIN)/python -m tests.bench
+bench: $(READY) ## figures, as ratios against a C floor in the same run; LAB=amd or LAB=intel: in that lab
+	$(BIN)/python -m tests.bench $(if $(LAB),--quick --lab $(LAB))
 
 clean: ## remove everything that was built
 	rm -rf $(VENV) build dist pykvm.egg-info pykvm/_guests pykvm/_native*.so pykvm/_native.c

@@ -1,10 +1,12 @@
-"""python -m tests.bench: measure, print a table, write JSON, compare with a baseline."""
+"""python -m tests.bench: measure, here or in a lab, print a table, write JSON, compare with a baseline."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,8 +14,9 @@ from pykvm.errors import PykvmError
 from pykvm.kvm import Kvm
 
 from . import measure
-from .figures import Figure, as_json, as_table, read_baseline
+from .figures import Figure, as_json, as_table, figures_in, read_baseline
 from .floor import Programs
+from .labs import KEPT, measure_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -30,6 +33,11 @@ def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"only these: {', '.join(_PARTS)}")
     parser.add_argument("--quick", action="store_true", help="few and short measurements")
     parser.add_argument(
+        "--lab",
+        choices=("amd", "intel"),
+        help="measure in this lab; figures of the Intel lab repeat, and are shown beside those in the tree",
+    )
+    parser.add_argument(
         "--json", metavar="FILE", help="write the figures as JSON; - is stdout, without the table"
     )
     parser.add_argument("--baseline", type=Path, metavar="FILE", help="show the change against these figures")
@@ -40,14 +48,16 @@ def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
         metavar="DIR",
         help="where the floor and its guest are, or are compiled to and kept",
     )
+    parser.add_argument("--progress", action="store_true", help=argparse.SUPPRESS)
     found = parser.parse_args(words)
     if unknown := set(found.parts) - set(_PARTS):
         parser.error(f"there is no part {', '.join(sorted(unknown))}; there are {', '.join(_PARTS)}")
     return found
 
 
-def _measure(parts: Sequence[str], programs: Programs, *, quick: bool) -> list[Figure]:
-    progress = _say if sys.stderr.isatty() else _say_nothing
+def _measure(
+    parts: Sequence[str], programs: Programs, progress: Callable[[str], None], *, quick: bool
+) -> list[Figure]:
     samples, seconds = (3, 0.03) if quick else (9, 0.2)
     todo: dict[str, Callable[[], list[Figure]]] = {
         "exits": lambda: measure.exits(programs, samples, seconds, progress),
@@ -74,18 +84,32 @@ def _files(options: argparse.Namespace) -> list[Path]:
     return [path for path in wanted if path and path != Path("-")]
 
 
+def _take(options: argparse.Namespace, progress: Callable[[str], None]) -> tuple[list[Figure], str, str]:
+    """The figures, taken here or in a lab; a title for them; and as JSON."""
+    if options.lab:
+        found = measure_in(options.lab, options.parts, quick=options.quick)
+        title = f"pykvm on {found['where']['kvm']} in the {options.lab} lab"
+        # what pykvm promises is meant for CPUs in hardware
+        figures = [replace(figure, limit=None) for figure in figures_in(found)]
+        return figures, title, json.dumps(found, indent=2) + "\n"
+    with Kvm() as kvm:
+        title = f"pykvm on {kvm.module()}"
+    with tempfile.TemporaryDirectory(prefix="pykvm-bench-") as scratch:
+        programs = Programs(options.programs or Path(scratch))
+        figures = _measure(options.parts, programs, progress, quick=options.quick)
+    return figures, title, as_json(figures, quick=options.quick)
+
+
 def main(words: Sequence[str] | None = None) -> int:
     """Measure; 0 if that was possible, whatever came out."""
     options = _arguments(words)
+    shown = options.progress or sys.stderr.isatty()
+    before = options.baseline or (None if options.save_baseline else KEPT.get(options.lab))
     try:
-        baseline = read_baseline(options.baseline) if options.baseline else None
+        baseline = read_baseline(before) if before else None
         for path in _files(options):
             path.touch()  # what can't be written is better known before the work
-        with Kvm() as kvm:
-            title = f"pykvm on {kvm.module()}"
-        with tempfile.TemporaryDirectory(prefix="pykvm-bench-") as scratch:
-            programs = Programs(options.programs or Path(scratch))
-            figures = _measure(options.parts, programs, quick=options.quick)
+        figures, title, text = _take(options, _say if shown else _say_nothing)
     except PykvmError as error:
         sys.stderr.write(f"bench: {error}\n")
         return error.exit_status
@@ -95,9 +119,8 @@ def main(words: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     finally:
-        if sys.stderr.isatty():
+        if shown:
             _say("")
-    text = as_json(figures, quick=options.quick)
     for path in _files(options):
         path.write_text(text)
     if options.json == "-":

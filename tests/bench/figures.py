@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-__all__ = ["Figure", "as_json", "as_table", "read_baseline"]
+__all__ = ["Figure", "as_json", "as_table", "figures_in", "read_baseline"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +70,17 @@ def read_baseline(path: Path) -> Mapping[str, Any]:
         raise ConfigError(f"{path}: not a baseline of the bench: {error}") from None
 
 
+def figures_in(found: Mapping[str, Any]) -> list[Figure]:
+    """The figures that as_json() wrote. Raises ConfigError if they are not that."""
+    try:
+        return [
+            Figure(**{name: value for name, value in row.items() if name != "is_met"})
+            for row in found["figures"].values()
+        ]
+    except (AttributeError, TypeError) as error:
+        raise ConfigError(f"not figures of the bench: {error}") from None
+
+
 def as_table(figures: Sequence[Figure], title: str, baseline: Mapping[str, Any] | None) -> Table:
     """The figures for people; with the change since `baseline` if there is one."""
     from rich.table import Table
@@ -79,23 +90,28 @@ def as_table(figures: Sequence[Figure], title: str, baseline: Mapping[str, Any] 
     for column in ("median", "from", "to"):
         table.add_column(column, justify="right")
     table.add_column("unit")
-    for column in ("promised", "holds"):
+    promises = any(figure.limit is not None for figure in figures)
+    for column in ("promised", "holds") if promises else ():
         table.add_column(column, justify="right")
     if baseline:
-        table.add_column(f"was ({baseline['where'].get('kvm')})", justify="right")
+        quick = ", quick" if baseline["where"].get("quick") else ""
+        table.add_column(f"was ({baseline['where'].get('kvm')}{quick})", justify="right")
         table.add_column("change", justify="right")
     for figure in figures:
-        table.add_row(*_cells(figure), *(_change(figure, baseline) if baseline else ()))
+        cells = _cells(figure) + (_promise(figure) if promises else ())
+        table.add_row(*cells, *(_change(figure, baseline) if baseline else ()))
     return table
 
 
 def _cells(figure: Figure) -> tuple[str, ...]:
-    promised = ""
-    if figure.limit is not None:
-        promised = f"{'>=' if figure.more_is_better else '<='} {figure.limit:g}"
-    holds = {None: "", True: "yes", False: "no"}[figure.is_met]
     spread = (_number(figure.low), _number(figure.high)) if figure.samples > 1 else ("", "")
-    return (figure.name, _number(figure.value), *spread, figure.unit, promised, holds)
+    return (figure.name, _number(figure.value), *spread, figure.unit)
+
+
+def _promise(figure: Figure) -> tuple[str, str]:
+    if figure.limit is None:
+        return "", ""
+    return f"{'>=' if figure.more_is_better else '<='} {figure.limit:g}", "yes" if figure.is_met else "no"
 
 
 def _change(figure: Figure, baseline: Mapping[str, Any]) -> tuple[str, str]:
