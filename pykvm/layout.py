@@ -38,6 +38,7 @@ I/O ports; those in brackets sit on the testdev board alone, where 0xe8-0xeb tak
                                                                      0x5110-0x5113  doorbell of call rings
     0x0520-0x0521  ACPI's sleep registers, for Linux
     0x00ee         syscall tap: free unless a tap is on, and written by nobody who knows it
+    0x01f0-0x01f7 0x03f6  ATA disk: on no board by itself; `pykvm compare` adds one
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ __all__ = [
     "ACPI_EVENT_GSI",
     "ACPI_SLEEP",
     "ACPI_TABLES",
+    "ATA",
+    "ATA_CONTROL",
     "BIOS_ENTRY",
     "BOOT",
     "BOOT_SECTOR",
@@ -138,6 +141,8 @@ TESTDEV_LATCH_BYTES = range(0xE8, 0xEC)  # the same latch, taken byte by byte; i
 DEBUG_CONSOLE = range(0xE9, 0xEA)
 SYSCALL_TAP = range(0xEE, 0xEF)  # the OUT that a syscall tap puts into the guest's kernel
 DEBUG_EXIT = range(0xF4, 0xF8)  # isa-debug-exit: the guest's value v ends the run with (v << 1) | 1
+ATA = range(0x1F0, 0x1F8)  # command block of the first channel
+ATA_CONTROL = range(0x3F6, 0x3F7)
 COM1 = range(0x3F8, 0x400)
 PLAIN_EXIT = range(0x500, 0x504)  # the guest's value is the exit code, as it is
 PANIC = range(0x505, 0x506)  # pvpanic: the guest says that it has crashed

@@ -60,6 +60,10 @@ class DiskFile:
             done = os.pwrite(self._fd, rest, at)
             at, rest = at + done, rest[done:]
 
+    def flush(self) -> None:
+        """Return when what was written is on the disk. Raises OSError."""
+        os.fsync(self._fd)
+
 
 def _name(source: str | Path | bytes | BinaryIO) -> str:
     if isinstance(source, bytes):
