@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "MODES",
     "build_all",
+    "build_compare",
     "build_guest",
     "build_linux_init",
     "build_paravirt",
@@ -36,6 +37,7 @@ _SELECTORS = (
     *("USER_CODE64", "TSS_SELECTOR", "KERNEL_CODE32"),
 )
 _INSTALL = "install them with: apt-get install gcc binutils libc6-dev (or your distribution's build tools)"
+_PROGRAM_BASE = 0x20_0000  # where guest.ld puts section .user of a guest that is loaded at 1 MiB
 _FLAGS = (
     "-std=gnu11 -Os -Wall -Wextra -Werror -ffreestanding -fno-pie -fno-stack-protector "
     "-fno-asynchronous-unwind-tables -fno-builtin -fcf-protection=none -mgeneral-regs-only -g"
@@ -196,6 +198,19 @@ def build_linux_init(folder: Path, out: Path) -> None:
     _run(command, "linux_init")
 
 
+def build_compare(folder: Path, out: Path, *, root: Path) -> None:
+    """Build what `pykvm compare` runs into `out`: the program, and the kernel with drivers that holds it."""
+    program = out / "compare_program.elf"
+    link = {"address": _PROGRAM_BASE, "script": folder / "program.ld"}
+    flags = ["-O2", "-g0"]  # as programs are built; and the kernel has no use for its symbols
+    compile_program([folder / "program.c"], program, mode="long64", root=root, flags=flags, **link)
+    parts = ("start.S", "console.c", "interrupts.c", "interrupts.S", "ring3.c", "ring3.S")
+    sources = [*(folder / name for name in ("kernel.c", "drivers.c", "program.S"))]
+    sources += [root / "lib" / name for name in parts]
+    flags = [f"-Wa,-I,{out}", f"-I{folder}"]
+    compile_program(sources, out / "compare_kernel.elf", mode="long64", root=root, flags=flags)
+
+
 def build_firmware(folder: Path, out: Path, *, root: Path) -> None:
     """Build firmware/*.S into `out`/bios.bin, 64 KiB that end with the reset vector."""
     objects = []
@@ -239,6 +254,7 @@ def _build_into(guests: Path, firmware: Path, out: Path) -> None:
     build_probes(guests / "probes", out / "probes", root=guests)
     build_paravirt(guests / "paravirt", out, root=guests)
     build_linux_init(guests / "linux_init", out)
+    build_compare(guests / "compare", out, root=guests)
     build_firmware(firmware, out, root=guests)
     for part in ("lib", "include"):
         shutil.copytree(guests / part, out / part)

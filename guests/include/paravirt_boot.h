@@ -14,11 +14,12 @@
 /* The kernel's HC_MARK for a system call that it does not have, once for each: this, plus the number. */
 #define PARAVIRT_MARK_ENOSYS 0x454e4f5359530000ull
 
-/* What a character device in the file set is: its paravirt_file.data. */
+/* What a device in the file set is: its paravirt_file.data. */
 #define PARAVIRT_CONSOLE 1
 #define PARAVIRT_NULL 2
 #define PARAVIRT_ZERO 3
 #define PARAVIRT_RANDOM 4
+#define PARAVIRT_DISK 5 /* the machine's, a block device to read from */
 
 #ifndef __ASSEMBLER__
 #include <stdint.h>
@@ -27,7 +28,7 @@ struct paravirt_range {
     uint64_t start, end;
 };
 
-/* One file, directory or character device of the read-only set, sorted by path; "/" is the first. */
+/* One file, directory or device of the read-only set, sorted by path; "/" is the first. */
 struct paravirt_file {
     uint64_t path;      /* its path from / on, without a NUL */
     uint64_t path_hash; /* FNV-1a, 64 bit, of the path */

@@ -13,6 +13,7 @@ static struct open_file opened[FILES_MAX];
 static uint8_t descriptors[FILES_MAX];  /* 1 + index in `opened`; 0: free */
 static uint8_t close_on_exec[FILES_MAX]; /* kept for fcntl() alone */
 static const struct paravirt_file *files;
+uint64_t disk_bytes;
 
 /* ---- paths */
 
@@ -127,6 +128,15 @@ void files_init(void)
     set_descriptor(2, 0, 0);
 }
 
+static int64_t open_disk(const struct paravirt_file *file, unsigned flags)
+{
+    int64_t sectors = ask(HC_BLOCK_INFO, 0, 0);
+    if (sectors <= 0)
+        return -ENXIO; /* the machine has none */
+    disk_bytes = (uint64_t)sectors * HC_BLOCK_SECTOR;
+    return (flags & O_ACCMODE) != O_RDONLY ? -EROFS : open_one(KIND_DISK, file, flags);
+}
+
 static int64_t open_path(int64_t dirfd, uint64_t path, unsigned flags)
 {
     const struct paravirt_file *file;
@@ -139,6 +149,8 @@ static int64_t open_path(int64_t dirfd, uint64_t path, unsigned flags)
         return -EEXIST;
     if (S_ISCHR(file->mode))
         return open_one((enum kind)file->data, file, flags);
+    if (S_ISBLK(file->mode))
+        return open_disk(file, flags);
     if (S_ISDIR(file->mode))
         return (flags & O_ACCMODE) != O_RDONLY ? -EISDIR : open_one(KIND_DIRECTORY, file, flags);
     if (flags & O_DIRECTORY)
@@ -227,7 +239,7 @@ static int64_t fill_stat(uint64_t address, const struct paravirt_file *file)
         stat.st_size = (int64_t)file->size_bytes;
         stat.st_blocks = (stat.st_size + 511) / 512;
         stat.st_atime = stat.st_mtime = stat.st_ctime = (uint64_t)file->mtime_s;
-        stat.st_rdev = S_ISCHR(file->mode) ? 0x100 | file->data : 0;
+        stat.st_rdev = S_ISCHR(file->mode) || S_ISBLK(file->mode) ? 0x100 | file->data : 0;
     }
     return user_write(address, &stat, sizeof stat) ? 0 : -EFAULT;
 }

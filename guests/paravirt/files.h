@@ -6,11 +6,12 @@
 
 #define FILES_MAX 64
 
-enum kind { /* of a character device, its paravirt_file.data */
+enum kind { /* of a device, its paravirt_file.data */
     KIND_CONSOLE = PARAVIRT_CONSOLE,
     KIND_NULL = PARAVIRT_NULL,
     KIND_ZERO = PARAVIRT_ZERO,
     KIND_RANDOM = PARAVIRT_RANDOM,
+    KIND_DISK = PARAVIRT_DISK,
     KIND_FILE,
     KIND_DIRECTORY,
 };
@@ -23,5 +24,6 @@ struct open_file { /* several descriptors may share one, and its offset */
 };
 
 struct open_file *file_at(int64_t fd);
+extern uint64_t disk_bytes; /* of the machine's disk, known since it was opened */
 
 #endif

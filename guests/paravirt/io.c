@@ -49,6 +49,32 @@ static int64_t write_piece(const struct open_file *open, const void *from, uint6
     return open->kind == KIND_FILE || open->kind == KIND_DIRECTORY ? -EBADF : (int64_t)size;
 }
 
+/* Whole sectors at whole sectors, as with O_DIRECT on Linux: they go straight into the program's pages, but for
+ * those that lie across two pages that are not neighbours. */
+static int64_t read_disk(uint64_t address, uint64_t size, uint64_t *offset)
+{
+    static char sector[HC_BLOCK_SECTOR];
+    uint64_t done = 0;
+    if ((size | *offset) % sizeof sector)
+        return -EINVAL;
+    while (done < size && *offset < disk_bytes) {
+        uint64_t left = disk_bytes - *offset, n = size - done < AT_ONCE ? size - done : AT_ONCE;
+        void *to = user_bytes(address + done, &n, 1);
+        int split = n < sizeof sector;
+        int64_t result = -EFAULT;
+        n = split ? sizeof sector : (n < left ? n : left) / sizeof sector * sizeof sector;
+        if (to)
+            result = ask3(HC_BLOCK_READ, *offset / sizeof sector, n / sizeof sector, gpa_of(split ? sector : to));
+        if (result > 0 && split && !user_write(address + done, sector, n))
+            result = -EFAULT;
+        if (result <= 0)
+            return done ? (int64_t)done : result;
+        *offset += n;
+        done += n;
+    }
+    return (int64_t)done;
+}
+
 /* ---- all of it, piece by piece */
 
 static int64_t transfer(struct open_file *open, uint64_t address, uint64_t size, uint64_t *offset, int write)
@@ -57,6 +83,8 @@ static int64_t transfer(struct open_file *open, uint64_t address, uint64_t size,
     size = size < MOST ? size : MOST;
     if (!open || (write ? O_RDONLY : O_WRONLY) == (open->flags & O_ACCMODE))
         return -EBADF;
+    if (open->kind == KIND_DISK)
+        return read_disk(address, size, offset);
     while (done < size) {
         uint64_t n = size - done < AT_ONCE ? size - done : AT_ONCE;
         void *bytes = user_bytes(address + done, &n, !write);
@@ -138,7 +166,8 @@ int64_t sys_lseek(const syscall_t *call)
         return -ESPIPE;
     if (call->arg[2] > SEEK_END)
         return -EINVAL;
-    from = call->arg[2] == SEEK_CUR ? open->offset : call->arg[2] == SEEK_END ? open->file->size_bytes : 0;
+    from = open->kind == KIND_DISK ? disk_bytes : open->file->size_bytes;
+    from = call->arg[2] == SEEK_CUR ? open->offset : call->arg[2] == SEEK_END ? from : 0;
     if ((int64_t)(from + call->arg[1]) < 0)
         return -EINVAL;
     return (int64_t)(open->offset = from + call->arg[1]);

@@ -30,6 +30,12 @@
 #include "interrupts.h"
 #include "paravirt_boot.h"
 
+#ifndef HC_BLOCK_READ /* the disk's calls, as firmware/disk_request.inc has them */
+#define HC_BLOCK_INFO 0x10
+#define HC_BLOCK_READ 0x11
+#define HC_BLOCK_SECTOR 512
+#endif
+
 #define DIRECT 0xffff800000000000ul
 
 typedef struct syscall { /* what syscall_entry pushes; of the other registers C keeps what is the program's */
@@ -41,6 +47,7 @@ typedef struct syscall { /* what syscall_entry pushes; of the other registers C 
 /* ---- the host */
 extern const struct paravirt_boot *boot;
 int64_t ask(uint32_t number, uint64_t arg0, uint64_t arg1);
+int64_t ask3(uint32_t number, uint64_t arg0, uint64_t arg1, uint64_t arg2);
 uint64_t gpa_of(const void *kernel_address);
 
 static inline void *direct(uint64_t gpa) { return (void *)(DIRECT + gpa); }

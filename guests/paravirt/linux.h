@@ -16,6 +16,7 @@
 #include <linux/poll.h>
 #include <linux/resource.h>
 #include <linux/stat.h>
+#include <linux/sysinfo.h>
 #include <linux/time.h>
 #include <linux/uio.h>
 #include <linux/utsname.h>

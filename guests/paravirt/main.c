@@ -30,14 +30,20 @@ uint64_t gpa_of(const void *kernel_address)
     return at - (at >= KERNEL_BASE ? KERNEL_BASE : DIRECT);
 }
 
-int64_t ask(uint32_t number, uint64_t arg0, uint64_t arg1)
+int64_t ask3(uint32_t number, uint64_t arg0, uint64_t arg1, uint64_t arg2)
 {
     static struct hypercall call = {.abi = HYPERCALL_ABI_VERSION};
     call.number = number;
     call.arg[0] = arg0;
     call.arg[1] = arg1;
+    call.arg[2] = arg2;
     out32(HYPERCALL_PORT, (uint32_t)gpa_of(&call));
     return *(volatile int64_t *)&call.result; /* the host has written it */
+}
+
+int64_t ask(uint32_t number, uint64_t arg0, uint64_t arg1)
+{
+    return ask3(number, arg0, arg1, 0);
 }
 
 void console_write(const char *bytes, unsigned long size) /* for printf(), from our own stack */

@@ -112,6 +112,13 @@ int64_t sys_prlimit64(const syscall_t *call)
     return call->arg[2] ? -EPERM : put_limit(call->arg[1], call->arg[3]);
 }
 
+int64_t sys_sysinfo(const syscall_t *call)
+{
+    struct sysinfo info = {.totalram = frames_total(), .procs = 1, .mem_unit = 1};
+    info.uptime = ask(HC_TIME, 0, 0) / 1000000000;
+    return user_write(call->arg[0], &info, sizeof info) ? 0 : -EFAULT;
+}
+
 int64_t sys_sched_getaffinity(const syscall_t *call)
 {
     uint64_t cpus = 1;

@@ -8,10 +8,10 @@ typedef int64_t handler(const syscall_t *call);
 
 extern handler sys_access, sys_absent, sys_arch_prctl, sys_brk, sys_clock_getres, sys_clock_gettime,
     sys_clock_nanosleep, sys_close, sys_dup, sys_dup3, sys_exit, sys_faccessat, sys_fcntl, sys_fstat, sys_futex,
-    sys_getcwd, sys_getdents64, sys_getpid, sys_getppid, sys_getrandom, sys_getrlimit, sys_gettimeofday, sys_ioctl,
+    sys_getcwd, sys_getdents64, sys_getpid, sys_getppid, sys_getrandom, sys_getrlimit, sys_getrusage, sys_gettimeofday, sys_ioctl,
     sys_kill, sys_lseek, sys_madvise, sys_mmap, sys_mprotect, sys_mremap, sys_munmap, sys_nanosleep, sys_newfstatat,
     sys_open, sys_openat, sys_poll, sys_pread64, sys_prlimit64, sys_read, sys_readlink, sys_readlinkat, sys_readv,
-    sys_rt_sigaction, sys_rt_sigprocmask, sys_sched_getaffinity, sys_sched_yield, sys_sigaltstack, sys_stat,
+    sys_rt_sigaction, sys_rt_sigprocmask, sys_sched_getaffinity, sys_sched_yield, sys_sigaltstack, sys_stat, sys_sysinfo,
     sys_tgkill, sys_time, sys_umask, sys_uname, sys_write, sys_writev, sys_zero;
 
 static handler *const table[COUNT] = {
@@ -42,6 +42,7 @@ static handler *const table[COUNT] = {
     [__NR_getgroups] = sys_zero,
     [__NR_uname] = sys_uname, [__NR_arch_prctl] = sys_arch_prctl, [__NR_futex] = sys_futex,
     [__NR_getrlimit] = sys_getrlimit, [__NR_prlimit64] = sys_prlimit64,
+    [__NR_getrusage] = sys_getrusage, [__NR_sysinfo] = sys_sysinfo,
     [__NR_sched_getaffinity] = sys_sched_getaffinity, [__NR_getrandom] = sys_getrandom,
     [__NR_rt_sigaction] = sys_rt_sigaction, [__NR_rt_sigprocmask] = sys_rt_sigprocmask,
     [__NR_sigaltstack] = sys_sigaltstack, [__NR_kill] = sys_kill, [__NR_tkill] = sys_kill,

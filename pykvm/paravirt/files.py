@@ -24,6 +24,7 @@ _DEVICES = {
     "/dev/random": lib.PARAVIRT_RANDOM,
     "/dev/urandom": lib.PARAVIRT_RANDOM,
 }
+_DISK = "/dev/disk"  # opening it says ENXIO where the machine has none
 _PATH_MOST = 1000  # the kernel's buffer has 1024 bytes
 _FILE_MODE = stat.S_IFREG | 0o444
 
@@ -96,6 +97,7 @@ def entries_of(files: Mapping[str, Path | bytes | str]) -> list[Entry]:
     ImageNotFoundError, for a file that can't be read, ConfigError where one path is both file and folder.
     """
     found = {path: Entry(path, stat.S_IFCHR | 0o666, 0, 0, number) for path, number in _DEVICES.items()}
+    found[_DISK] = Entry(_DISK, stat.S_IFBLK | 0o444, 0, 0, lib.PARAVIRT_DISK)
     for path, source in files.items():
         entry = _entry(guest_path(path), Path(source) if isinstance(source, str) else source)
         found[entry.path] = entry

@@ -243,6 +243,7 @@ PARAVIRT = {
     "PARAVIRT_NULL": 2,
     "PARAVIRT_ZERO": 3,
     "PARAVIRT_RANDOM": 4,
+    "PARAVIRT_DISK": 5,
 }
 
 
