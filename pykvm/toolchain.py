@@ -201,9 +201,15 @@ def build_linux_init(folder: Path, out: Path) -> None:
 def build_compare(folder: Path, out: Path, *, root: Path) -> None:
     """Build what `pykvm compare` runs into `out`: the program, and the kernel with drivers that holds it."""
     program = out / "compare_program.elf"
-    link = {"address": _PROGRAM_BASE, "script": folder / "program.ld"}
-    flags = ["-O2", "-g0"]  # as programs are built; and the kernel has no use for its symbols
-    compile_program([folder / "program.c"], program, mode="long64", root=root, flags=flags, **link)
+    compile_program(
+        [folder / "program.c"],
+        program,
+        mode="long64",
+        root=root,
+        flags=["-O2", "-g0"],  # as programs are built; and the kernel has no use for its symbols
+        address=_PROGRAM_BASE,
+        script=folder / "program.ld",
+    )
     parts = ("start.S", "console.c", "interrupts.c", "interrupts.S", "ring3.c", "ring3.S")
     sources = [*(folder / name for name in ("kernel.c", "drivers.c", "program.S"))]
     sources += [root / "lib" / name for name in parts]

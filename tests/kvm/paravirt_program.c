@@ -270,6 +270,32 @@ static int do_files(void) /* /data: 10,000 bytes, each its offset modulo 251 */
     return ok();
 }
 
+static int do_disk(void) /* 40 sectors, in which byte i is i * 7 >> 3: to any address, at its end */
+{
+    int fd = open("/dev/disk", O_RDONLY);
+    unsigned char *to = pages(10, PROT_READ | PROT_WRITE);
+    struct stat about;
+    if (argc > 2) { /* there is none */
+        CHECK(fd < 0 && errno == ENXIO);
+        return ok();
+    }
+    for (unsigned page = 10; page--;)
+        to[page * PAGE] = 0; /* from the last on: what are neighbours here are none in the guest's memory */
+    CHECK(!fstat(fd, &about) && S_ISBLK(about.st_mode) && lseek(fd, 0, SEEK_END) == 40 * 512);
+    for (unsigned at = 0; at < 700; at += 99) {
+        CHECK(pread(fd, to + at, 20 * 512, 3 * 512) == 20 * 512);
+        for (unsigned i = 0; i < 20 * 512; i++)
+            CHECK(to[at + i] == (unsigned char)((i + 3 * 512) * 7 >> 3));
+    }
+    CHECK(pread(fd, to, 4 * 512, 38 * 512) == 2 * 512 && pread(fd, to, 512, 40 * 512) == 0);
+    FAILS(EINVAL, pread(fd, to, 100, 0));
+    FAILS(EINVAL, pread(fd, to, 512, 100));
+    FAILS(EFAULT, pread(fd, (void *)KERNEL, 512, 0));
+    FAILS(EROFS, open("/dev/disk", O_RDWR));
+    FAILS(EBADF, write(fd, to, 512));
+    return ok();
+}
+
 static int do_list(void)
 {
     DIR *folder = opendir(argv[2]);
@@ -487,6 +513,7 @@ int main(int words, char **word)
         {"hello", do_hello},       {"words", do_words},   {"floats", do_floats}, {"heap", do_heap},
         {"identity", do_identity}, {"time", do_time},     {"random", do_random}, {"print", do_print},
         {"writev", do_writev},     {"echo", do_echo},     {"ask", do_ask},       {"cat", do_cat},
+        {"disk", do_disk},
         {"files", do_files},       {"list", do_list},     {"memory", do_memory}, {"areas", do_areas},
         {"exhaust", do_exhaust},   {"efault", do_efault}, {"enosys", do_enosys}, {"registers", do_registers},
         {"die", do_die},           {"calls", do_calls},

@@ -21,6 +21,7 @@ from harness.needs import NOT_HERE
 from pykvm import layout
 from pykvm._native import ffi, lib
 from pykvm.boot import symbols
+from pykvm.boot.firmware import FirmwareDisk
 from pykvm.errors import ConfigError, GuestAddressError
 from pykvm.machine import Machine
 from pykvm.paravirt.guest import kernel_path
@@ -299,6 +300,17 @@ def test_a_file_of_the_host(program: Path, tmp_path: Path) -> None:
     result = Run(program, "cat", "/etc/some", files={"/etc/some": tmp_path / "some"}).result
     assert result.console == content
     assert result.exit_code == 0
+
+
+def test_the_machine_s_disk(program: Path) -> None:
+    """/dev/disk is read in whole sectors, to any address of memory; without a disk it is ENXIO."""
+    content = bytes((i * 7 >> 3) & 0xFF for i in range(40 * 512))
+    with Machine(trace=True) as machine:
+        machine.disk = FirmwareDisk(content, read_only=True)
+        machine.load_program(program, ["disk"])
+        result = machine.run(timeout=TIMEOUT_S)
+    result.check(exit_code=0, console="ok\n")
+    Run(program, "disk", "none").ok()
 
 
 @pytest.mark.parametrize(

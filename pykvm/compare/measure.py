@@ -1,0 +1,155 @@
+"""Does the work in every way and writes down what it took.
+
+For each workload and way::
+
+    run of 0 and of N operations   looked at from inside   exits, then guest system calls and hypercalls
+    the same, traced by ptrace     from outside            host system calls
+    run of 0 and of M operations   nothing is counted      the time: the shortest of several; M is large
+
+What a run of none makes is start and end; the rest, divided by N or M, is what one operation costs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from pykvm.compare.model import Absent, Cell, Comparison, Count
+from pykvm.compare.ptrace import NotCountedError, count_syscalls
+from pykvm.compare.ways import Job, Look
+from pykvm.compare.workloads import DISK_SECTORS
+from pykvm.errors import KvmUnavailableError, PykvmError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from pykvm.compare.ways import Done, Way
+    from pykvm.compare.workloads import Workload
+
+__all__ = ["Plan", "compare"]
+
+_LONG_ENOUGH_NS = 100_000_000  # what operations must add to a run before it is divided
+_GROWTH = 4
+_MOST_OPERATIONS = 1 << 24
+
+
+class Plan(NamedTuple):
+    """How to go about it. `operations` None means each workload's own; `repeat` is of every timed run."""
+
+    operations: int | None = None
+    repeat: int = 3
+    count_host: bool = True
+
+
+def compare(
+    ways: Sequence[Way],
+    workloads: Sequence[Workload],
+    plan: Plan | None = None,
+    *,
+    progress: Callable[[str, str], object] = lambda _workload, _way: None,
+) -> Comparison:
+    """Every workload in every way. `progress` is told before each.
+
+    Raises PykvmError if a run fails, or if two ways did not print the same: then it was not the same work.
+    """
+    plan = plan or Plan()
+    cells = []
+    with _disk() as disk:
+        for work in workloads:
+            for way in ways:
+                progress(work.name, way.column.title)
+                job = Job(work.name, plan.operations or work.operations, disk)
+                cells.append(_cell(way, job, plan))
+            _need_same_output(work.name, cells)
+    return Comparison(_kvm(), platform.release(), tuple(way.column for way in ways), tuple(cells))
+
+
+@contextmanager
+def _disk() -> Iterator[Path]:
+    """A disk image in which each sector is different."""
+    with tempfile.NamedTemporaryFile(prefix="pykvm-compare-", suffix=".img") as file:
+        for sector in range(DISK_SECTORS):
+            file.write(sector.to_bytes(8, "little") * (512 // 8))
+        file.flush()
+        yield Path(file.name)
+
+
+def _kvm() -> str:
+    from pykvm.kvm import Kvm  # noqa: PLC0415 - where there is none, the host process is compared with nothing
+
+    try:
+        with Kvm() as kvm:
+            return kvm.module()
+    except KvmUnavailableError:
+        return "none"
+
+
+def _cell(way: Way, job: Job, plan: Plan) -> Cell:
+    none, name = job._replace(operations=0), way.column.name
+    if why := way.lacks():
+        return Cell.absent(job.workload, name, job.operations, why)
+    idle, busy = ([way.run(which, look) for look in (Look.EXITS, Look.CALLS)] for which in (none, job))
+    host = _host_syscalls(way, none, job) if plan.count_host else Absent("it was not asked for")
+    us, start_ms, timed = _time(way, job, plan.repeat)
+    return Cell(
+        workload=job.workload,
+        way=name,
+        operations=job.operations,
+        guest_syscalls=_count(busy[1].guest_syscalls, idle[1].guest_syscalls),
+        hypercalls=_count(busy[1].hypercalls, idle[1].hypercalls),
+        exits=_count(busy[0].exits, idle[0].exits),
+        kvm_exits=_count(busy[0].kvm_exits, idle[0].kvm_exits),
+        host_syscalls=host,
+        us_per_operation=us,
+        start_ms=start_ms,
+        timed_operations=timed,
+        output_sha256=hashlib.sha256(busy[0].output).hexdigest(),
+    )
+
+
+def _count(all_: Mapping[str, int] | Absent, none: Mapping[str, int] | Absent) -> Count | Absent:
+    if isinstance(all_, Absent):
+        return all_
+    if isinstance(none, Absent):
+        return none
+    return Count(dict(all_), dict(none))
+
+
+def _host_syscalls(way: Way, none: Job, job: Job) -> Count | Absent:
+    try:
+        commands = way.counted([none, job])
+        windows = [window for argv in commands for window in count_syscalls(argv, marked=len(commands) == 1)]
+    except NotCountedError as error:
+        return Absent(str(error))
+    if len(windows) != 2:
+        return Absent("the process did not mark where its work begins and ends")
+    return Count(dict(windows[1]), dict(windows[0]))
+
+
+def _time(way: Way, job: Job, repeat: int) -> tuple[float | Absent, float, int]:
+    """µs per operation, ms of a run of none, and how many operations were timed."""
+
+    def shortest(operations: int) -> int:
+        wanted = job._replace(operations=operations)
+        runs: list[Done] = [way.run(wanted, Look.TIME) for _ in range(repeat)]
+        return min(done.wall_ns for done in runs)
+
+    start_ns, operations = shortest(0), job.operations
+    while (more_ns := shortest(operations) - start_ns) < _LONG_ENOUGH_NS and operations < _MOST_OPERATIONS:
+        operations *= _GROWTH
+    if more_ns <= 0:
+        return Absent(f"{operations} operations take no longer than none"), start_ns / 1e6, operations
+    return more_ns / operations / 1e3, start_ns / 1e6, operations
+
+
+def _need_same_output(workload: str, cells: Sequence[Cell]) -> None:
+    printed = {cell.way: cell.output_sha256 for cell in cells if cell.workload == workload}
+    found = {way: digest for way, digest in printed.items() if digest}
+    if len(set(found.values())) > 1:
+        raise PykvmError(
+            f"{workload}: {' and '.join(found)} did not print the same; this is a defect of pykvm"
+        )

@@ -1,0 +1,168 @@
+"""What a comparison says, as plain values: for each workload and way a Cell, and their form as JSON.
+
+A count that could not be taken, or that there can't be, is an Absent with its reason and never a number.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["COUNTS", "NO_GUEST", "Absent", "Cell", "Column", "Comparison", "Count", "per_operation"]
+
+
+@dataclass(frozen=True, slots=True)
+class Absent:
+    """Why there is no figure. With `applies` False there can't be one: a host process has no VM exits."""
+
+    reason: str
+    applies: bool = True
+
+    def __str__(self) -> str:
+        return f"not measured here: {self.reason}" if self.applies else "-"
+
+
+NO_GUEST = Absent("there is no guest", applies=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """How often something happened, by name: in the run of all operations, and in a run of none."""
+
+    by_name: Mapping[str, int]
+    at_none: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def total(self) -> int:
+        """All of them, in the run of all operations."""
+        return sum(self.by_name.values())
+
+    @property
+    def extra(self) -> dict[str, int]:
+        """What the operations alone made, by name, most first: the run of all less the run of none."""
+        names = {*self.by_name, *self.at_none}
+        less = {name: self.by_name.get(name, 0) - self.at_none.get(name, 0) for name in names}
+        return {name: less[name] for name in sorted(less, key=lambda n: (-less[n], n)) if less[name]}
+
+    @property
+    def extra_total(self) -> int:
+        """The sum of `extra`."""
+        return self.total - sum(self.at_none.values())
+
+
+COUNTS = {
+    "guest_syscalls": "guest system calls",
+    "hypercalls": "hypercalls",
+    "exits": "VM exits to pykvm",
+    "kvm_exits": "VM exits that KVM counts",
+    "host_syscalls": "host system calls",
+}
+"""The counts of a Cell, and their words."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One workload done in one way. Times are of runs in which nothing was counted.
+
+    `start_ms` is a whole run of no operation, from nothing to the end; `us_per_operation` is what
+    `timed_operations` added to that, divided. `output_sha256` is of what the counted run printed.
+    """
+
+    workload: str
+    way: str
+    operations: int
+    guest_syscalls: Count | Absent
+    hypercalls: Count | Absent
+    exits: Count | Absent
+    kvm_exits: Count | Absent
+    host_syscalls: Count | Absent
+    us_per_operation: float | Absent
+    start_ms: float | Absent
+    timed_operations: int = 0
+    output_sha256: str = ""
+
+    @classmethod
+    def absent(cls, workload: str, way: str, operations: int, reason: str) -> Cell:
+        """A cell of a way that can't run here."""
+        nothing = Absent(reason)
+        return cls(workload, way, operations, nothing, nothing, nothing, nothing, nothing, nothing, nothing)
+
+    def count(self, name: str) -> Count | Absent:
+        """One of COUNTS."""
+        found: Count | Absent = getattr(self, name)
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A way as a reader knows it."""
+
+    name: str
+    title: str
+    about: str
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """All cells, with what they were measured on."""
+
+    kvm: str
+    host: str
+    columns: tuple[Column, ...]
+    cells: tuple[Cell, ...]
+
+    @property
+    def workloads(self) -> tuple[str, ...]:
+        """Their names, in order."""
+        return tuple(dict.fromkeys(cell.workload for cell in self.cells))
+
+    def cell(self, workload: str, way: str) -> Cell:
+        """One of the cells. Raises KeyError if there is no such."""
+        for cell in self.cells:
+            if (cell.workload, cell.way) == (workload, way):
+                return cell
+        raise KeyError(f"{workload} in {way}")
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values; an Absent is {"absent": reason}, or null where there can't be a figure."""
+        return {
+            "kvm": self.kvm,
+            "host": self.host,
+            "ways": [{"name": c.name, "title": c.title, "about": c.about} for c in self.columns],
+            "workloads": {
+                name: {c.name: _cell_as_json(self.cell(name, c.name)) for c in self.columns}
+                for name in self.workloads
+            },
+        }
+
+
+def _cell_as_json(cell: Cell) -> dict[str, Any]:
+    plain = {"operations": cell.operations, "timed_operations": cell.timed_operations}
+    counts = {name: _value_as_json(cell.count(name), cell.operations) for name in COUNTS}
+    times = {
+        "us_per_operation": _value_as_json(cell.us_per_operation, 0),
+        "start_ms": _value_as_json(cell.start_ms, 0),
+    }
+    return {**plain, **counts, **times, "output_sha256": cell.output_sha256}
+
+
+def _value_as_json(value: Count | Absent | float, operations: int) -> Any:
+    if isinstance(value, Absent):
+        return {"absent": value.reason} if value.applies else None
+    if not isinstance(value, Count):
+        return value
+    return {
+        "total": value.total,
+        "by_name": dict(Counter(value.by_name).most_common()),
+        "at_none": dict(Counter(value.at_none).most_common()),
+        "per_operation": per_operation(value, operations),
+    }
+
+
+def per_operation(count: Count, operations: int) -> float:
+    """What one operation made of them."""
+    return count.extra_total / operations if operations else 0.0

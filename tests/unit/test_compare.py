@@ -1,0 +1,287 @@
+"""`pykvm compare` without a KVM: what is made of counts and times, and how it is shown."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import sys
+from collections import Counter
+from contextlib import suppress
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pykvm.compare import (
+    COUNTS,
+    WORKLOADS,
+    Absent,
+    Cell,
+    Column,
+    Comparison,
+    Count,
+    Done,
+    Job,
+    Look,
+    Plan,
+    all_ways,
+    compare,
+    ways_named,
+    workloads_named,
+)
+from pykvm.compare.figures import number
+from pykvm.compare.model import NO_GUEST
+from pykvm.compare.page import html_of, page_file
+from pykvm.compare.ptrace import NotCountedError, count_syscalls
+from pykvm.compare.table import print_table
+from pykvm.errors import ConfigError, PykvmError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+EVIL = "<script>alert('&')</script>"
+
+
+def cell(way: str = "a", **more: object) -> Cell:
+    """An invented cell: 10 operations of 128 exits each and 7 for start and end."""
+    count = Count({"IO": 1286, "HLT": 1}, {"IO": 6, "HLT": 1})
+    values = {"workload": "print", "way": way, "operations": 10, "us_per_operation": 12.5, "start_ms": 3.25}
+    return Cell(**{**dict.fromkeys(COUNTS, count), **values, **more})  # type: ignore[arg-type]
+
+
+def comparison(*cells: Cell) -> Comparison:
+    names = dict.fromkeys(one.way for one in cells)
+    columns = tuple(Column(name, f"way {name}", f"about {name} {EVIL}") for name in names)
+    return Comparison("kvm_test", "6.1-test", columns, cells)
+
+
+class FakeWay:
+    """A way that takes `each_ns` for an operation, and is asked what it was asked for."""
+
+    order = 0
+
+    def __init__(self, name: str, *, each_ns: int = 1000, output: bytes = b"", lacks: str = "") -> None:
+        self.column = Column(name, name.upper(), "")
+        self.each_ns, self.output, self.why = each_ns, output, lacks
+        self.runs: list[tuple[int, Look]] = []
+
+    def lacks(self) -> str:
+        return self.why
+
+    def run(self, job: Job, look: Look) -> Done:
+        assert job.disk.stat().st_size == 2048 * 512
+        self.runs.append((job.operations, look))
+        exits = {"IO": 2 * job.operations + 5} if look is Look.EXITS else {"IO": 9**9}
+        calls = {"write": job.operations} if look is Look.CALLS else {}
+        return Done(self.output, 5_000_000 + self.each_ns * job.operations, calls, calls, exits, exits)
+
+    def counted(self, jobs: Sequence[Job]) -> list[list[str]]:
+        raise NotCountedError("this host forbids it")
+
+
+def test_a_count_is_split_into_operations_and_the_rest() -> None:
+    """What a run of none makes too is not the operations'; names come most first."""
+    count = Count({"KVM_RUN": 30, "brk": 2, "write": 12}, {"KVM_RUN": 10, "brk": 2, "mmap": 1})
+    assert count.total == 44
+    assert list(count.extra.items()) == [("KVM_RUN", 20), ("write", 12), ("mmap", -1)]
+    assert count.extra_total == sum(count.extra.values()) == 31
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0, "0"), (128, "128"), (12807.0, "12,807"), (1.666, "1.67"), (0.0314, "0.0314")]
+)
+def test_numbers(value: float, text: str) -> None:
+    """Whole numbers are whole, others have three digits that mean something."""
+    assert number(value) == text
+
+
+def test_json_says_absent_and_null_and_never_a_number_instead() -> None:
+    """A count that could not be taken has its reason, one that can't be is null; the rest adds up."""
+    one = cell(host_syscalls=Absent("ptrace: forbidden"), hypercalls=NO_GUEST)
+    found = json.loads(json.dumps(comparison(one).as_json()))
+    data = found["workloads"]["print"]["a"]
+    assert data["host_syscalls"] == {"absent": "ptrace: forbidden"}
+    assert data["hypercalls"] is None
+    assert data["exits"] == {
+        "total": 1287,
+        "by_name": {"IO": 1286, "HLT": 1},
+        "at_none": {"IO": 6, "HLT": 1},
+        "per_operation": 128,
+    }
+    assert (data["us_per_operation"], data["start_ms"]) == (12.5, 3.25)
+    assert [way["name"] for way in found["ways"]] == ["a"]
+
+
+def test_table_shows_every_figure_and_every_reason() -> None:
+    """One table a workload with the ways side by side; what was not measured says why."""
+    file = io.StringIO()
+    print_table(comparison(cell("a"), cell("b", exits=Absent("no KVM"), host_syscalls=NO_GUEST)), file)
+    text = file.getvalue()
+    assert "print: 10 times one line of 64 bytes" in text
+    assert re.search(r"VM exits to pykvm\W+1,287\W+not measured here: no KVM", text)
+    assert re.search(r"host system calls\W+1,287\W+- ", text)
+    assert "IO 128" in text
+    assert "\x1b" not in text
+    assert max(map(len, text.splitlines())) <= 110
+
+
+class Page(HTMLParser):
+    """What a browser would find in a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: Counter[str] = Counter()
+        self.links: list[str] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] += 1
+        self.links += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data")]
+
+    def handle_data(self, data: str) -> None:
+        self.text += f"{data}\n"
+
+
+def test_page_needs_nothing_and_believes_nothing() -> None:
+    """The page links to nothing, shows every figure as text, and what is named like markup stays text."""
+    one = cell(exits=Count({EVIL: 1280}, {}), us_per_operation=Absent(EVIL))
+    text = html_of(comparison(one, cell("b")))
+    page = Page(text)
+    assert page.links == []
+    assert "url(" not in text
+    assert page.tags["script"] == 1
+    assert page.tags["svg"] == 3
+    assert page.tags["rect"] == 5, "a bar for each figure, none for what is absent"
+    assert EVIL in page.text
+    data = re.search(r'id="data">(.*?)</script>', text, re.DOTALL)
+    assert data
+    assert json.loads(data[1])["kvm"] == "kvm_test"
+
+
+def test_page_of_nothing_measured() -> None:
+    """Where no way could run, the page says so and has no bar."""
+    page = Page(html_of(comparison(Cell.absent("print", "a", 10, "no KVM: there is no /dev/kvm"))))
+    assert page.tags["rect"] == 0
+    assert page.text.count("not measured here: no KVM") > 3
+
+
+def test_page_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    """A run that fails leaves the old page; a place where no file can be is an error before anything runs."""
+    target = tmp_path / "p.html"
+    target.write_text("old")
+    with suppress(KeyboardInterrupt), page_file(str(target)) as write:
+        write("half")
+        raise KeyboardInterrupt
+    assert target.read_text() == "old"
+    with page_file(str(target)) as write:
+        write("new")
+    assert target.read_text() == "new"
+    with pytest.raises(ConfigError, match="can't write the page"), page_file(str(tmp_path / "no" / "p")):
+        pytest.fail("it went on")
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_measuring(tmp_path: Path) -> None:
+    """Each look is a run by itself; operations are added until they take long; the rest is divided."""
+    way, told = FakeWay("a", each_ns=100_000), []
+    found = compare([way], [WORKLOADS["print"]], Plan(repeat=2), progress=lambda *words: told.append(words))
+    one = found.cell("print", "a")
+    assert told == [("print", "A")]
+    assert one.exits == Count({"IO": 205}, {"IO": 5})
+    assert one.guest_syscalls == Count({"write": 100}, {"write": 0})
+    assert (one.us_per_operation, one.start_ms, one.timed_operations) == (100, 5, 1600)
+    assert one.host_syscalls == Absent("this host forbids it")
+    timed = Counter(operations for operations, look in way.runs if look is Look.TIME)
+    assert timed == {0: 2, 100: 2, 400: 2, 1600: 2}
+
+
+def test_operations_that_take_no_time_have_no_time() -> None:
+    """Nothing is divided that is not more than the noise."""
+    found = compare([FakeWay("a", each_ns=0)], [WORKLOADS["time"]], Plan(repeat=1))
+    assert isinstance(found.cell("time", "a").us_per_operation, Absent)
+
+
+def test_a_way_that_can_t_run_is_a_column_of_reasons() -> None:
+    """The others are measured all the same."""
+    ways = [FakeWay("a"), FakeWay("b", lacks="no KVM")]
+    found = compare(ways, [WORKLOADS["print"]], Plan(10, repeat=1))
+    assert found.cell("print", "b") == Cell.absent("print", "b", 10, "no KVM")
+    assert not ways[1].runs
+    assert isinstance(found.cell("print", "a").us_per_operation, float)
+
+
+def test_work_that_came_to_something_else_is_an_error() -> None:
+    """Two ways that print different things did not do the same work: no figures of that."""
+    ways = [FakeWay("a", output=b"1"), FakeWay("b", output=b"2")]
+    with pytest.raises(PykvmError, match="print: a and b did not print the same"):
+        compare(ways, [WORKLOADS["print"]], Plan(10, repeat=1))
+
+
+def test_names() -> None:
+    """The files in pykvm/compare/ways are the columns, in order; unknown names are one clear line."""
+    assert list(all_ways())[:3] == ["host", "emulated", "paravirt"]
+    assert [way.column.name for way in ways_named(("paravirt", "host"))] == ["host", "paravirt"]
+    assert [work.name for work in workloads_named(("time", "print", "time"))] == ["time", "print"]
+    with pytest.raises(ConfigError, match="no way 'xen'; there are host"):
+        ways_named(("xen",))
+    with pytest.raises(ConfigError, match="no workload 'nap'; there are print"):
+        workloads_named(("nap",))
+
+
+@pytest.mark.parametrize("workload", WORKLOADS)
+def test_the_host_process_asks_once_for_each_operation(workload: str, tmp_path: Path) -> None:
+    """Counted from outside by ptrace: one call an operation, none for calculating; and it prints its work."""
+    way, disk = all_ways()["host"], tmp_path / "disk"
+    disk.write_bytes(bytes(range(256)) * 2 * 40)
+    jobs = [Job(workload, n, disk) for n in (0, 30)]
+    none, all_ = (count_syscalls(argv)[0] for argv in way.counted(jobs))
+    call = {"print": "write", "blocks": "read", "time": "clock_gettime", "compute": ""}[workload]
+    assert all_ - none == Counter({call: 30} if call else {})
+    output = way.run(jobs[1], Look.TIME).output
+    if workload == "print":
+        assert output.count(b"\n") == 30
+        assert len(output) == 30 * 64
+
+
+TREE = """
+import os, threading
+from pykvm.compare.ptrace import mark_begin, mark_end
+def ask(): os.getppid()
+for _ in range(2):
+    os.getppid()
+    mark_begin()
+    os.getppid(); os.system("true"); thread = threading.Thread(target=ask); thread.start(); thread.join()
+    mark_end()
+"""
+
+
+def test_counting_follows_threads_and_children_between_marks() -> None:
+    """A window holds what all of them did in it, and nothing from outside it."""
+    windows = count_syscalls([sys.executable, "-c", TREE], marked=True)
+    assert [window["getppid"] for window in windows] == [windows[0]["getppid"]] * 2
+    assert windows[0]["getppid"] >= 2
+    assert all(window["execve"] == 1 for window in windows)
+
+
+def children() -> str:
+    """The processes that this thread has started and not taken the end of."""
+    return Path(f"/proc/self/task/{os.getpid()}/children").read_text()
+
+
+def test_counting_ends(tmp_path: Path) -> None:
+    """A process that fails says why, one that never ends is stopped; neither leaves a process behind."""
+    before = children()
+    for code, reason, limit_s in (
+        ("raise SystemExit('it broke')", "it broke", 30),
+        ("import os, time; os.fork(); time.sleep(60)", "longer than 0.5 s", 0.5),
+        ("import os; os.kill(os.getpid(), 9)", "status 137", 30),
+    ):
+        with pytest.raises(NotCountedError, match=reason):
+            count_syscalls([sys.executable, "-S", "-c", code], timeout_s=limit_s)
+    with pytest.raises(NotCountedError, match="No such file"):
+        count_syscalls([str(tmp_path / "nowhere")])
+    assert children() == before
