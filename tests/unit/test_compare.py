@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pykvm.cli import main
 from pykvm.compare import (
     COUNTS,
     WORKLOADS,
@@ -245,6 +246,23 @@ def test_the_host_process_asks_once_for_each_operation(workload: str, tmp_path: 
     if workload == "print":
         assert output.count(b"\n") == 30
         assert len(output) == 30 * 64
+
+
+def test_command(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """`pykvm compare` gives the same figures as JSON and as a page; bad words are one line and a status."""
+    page = tmp_path / "page.html"
+    words = ["compare", "print", "-w", "host", "-n", "3", "--repeat", "1"]
+    assert main([*words, "--json", "--html", str(page)]) == 0
+    printed = capfd.readouterr()
+    found = json.loads(printed.out)["workloads"]["print"]["host"]
+    assert found["host_syscalls"]["by_name"] == {"write": 3, "exit": 1}
+    assert found["exits"] is found["hypercalls"] is None
+    assert found["us_per_operation"] > 0
+    assert not printed.err
+    assert Page(page.read_text()).tags["svg"] == 3
+    for bad in (["nap"], ["-w", "xen"], ["--html", "/proc/no/page.html"]):
+        assert main(["compare", *bad]) == 125
+        assert capfd.readouterr().err.count("\n") == 1
 
 
 TREE = """

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -98,30 +95,3 @@ def test_what_the_host_sees_of_a_guest(disk: Path) -> None:
         none, all_ = count_syscalls(argv, marked=True, timeout_s=LIMIT_S)
         more = all_["ioctl(KVM_RUN)"] - none["ioctl(KVM_RUN)"]
         assert each * N <= more <= each * N + 10  # a kick or two on a slow machine
-
-
-def test_command(tmp_path: Path) -> None:
-    """`pykvm compare` gives the same figures as JSON and as a page."""
-    page = tmp_path / "page.html"
-    command = [
-        sys.executable,
-        "-m",
-        "pykvm",
-        "compare",
-        "print",
-        "-w",
-        "paravirt",
-        "-n",
-        "3",
-        "--repeat",
-        "1",
-    ]
-    done = subprocess.run(
-        [*command, "--json", "--html", str(page)], capture_output=True, text=True, timeout=LIMIT_S, check=True
-    )
-    cell = json.loads(done.stdout)["workloads"]["print"]["paravirt"]
-    assert cell["hypercalls"]["by_name"] == {"console_write": 3, "exit": 1}
-    assert cell["exits"]["per_operation"] == cell["guest_syscalls"]["per_operation"] == 1
-    assert cell["start_ms"] > 0
-    assert "<svg" in page.read_text()
-    assert not done.stderr
