@@ -239,12 +239,14 @@ class Machine:
         env: Mapping[str, str] | None = None,
         files: Mapping[str, Path | bytes | str] | None = None,
         stdin: bytes | int | None = b"",
+        disk: str | Path | bytes | None = None,
     ) -> Image:
         """Put the paravirtual kernel into memory, with a static Linux ELF program that it is to run.
 
         `args` are the words behind the program's own name. `files` is all of its file system, read-only:
         path in the guest -> file of the host, or bytes. `stdin` is what it reads, or a file descriptor that
-        is read as it asks; None: what send() types until end_input(). The run's exit code is the program's,
+        is read as it asks; None: what send() types until end_input(). `disk`, a file or the bytes, is what it
+        reads at /dev/disk, in whole sectors of 512 bytes. The run's exit code is the program's,
         or 128 and the signal that killed it: RunResult.fault says why. Raises ImageError for a program that
         can't run, ConfigError for what does not fit.
         """
@@ -263,6 +265,8 @@ class Machine:
             self.input = ConsoleInput(fd=stdin) if isinstance(stdin, int) else ConsoleInput(stdin)
         if isinstance(stdin, bytes):
             self.input.end()
+        if disk is not None:
+            self.disk = FirmwareDisk(disk, read_only=True)
         self.paravirt = Paravirt(self.memory, wanted)
         self.source = kernel_path()
         self.image, self._placement = self.paravirt.place()

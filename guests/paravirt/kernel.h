@@ -30,12 +30,6 @@
 #include "interrupts.h"
 #include "paravirt_boot.h"
 
-#ifndef HC_BLOCK_READ /* the disk's calls, as firmware/disk_request.inc has them */
-#define HC_BLOCK_INFO 0x10
-#define HC_BLOCK_READ 0x11
-#define HC_BLOCK_SECTOR 512
-#endif
-
 #define DIRECT 0xffff800000000000ul
 
 typedef struct syscall { /* what syscall_entry pushes; of the other registers C keeps what is the program's */

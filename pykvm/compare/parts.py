@@ -7,7 +7,6 @@ from collections import Counter
 from functools import cache
 from typing import TYPE_CHECKING
 
-from pykvm.boot.firmware import DiskCall
 from pykvm.compare.model import Absent
 from pykvm.errors import ImageNotFoundError, KvmError, KvmUnavailableError, PykvmError
 from pykvm.guests import built_folder
@@ -58,15 +57,9 @@ def need_end(result: RunResult, reason: str, what: str) -> None:
 
 def hypercalls_of(result: RunResult) -> dict[str, int]:
     """The calls of a traced run by name, without those that only tracing made."""
-    calls = Counter(call_name(record.call.number) for record in result.trace if record.call)
+    numbers = (record.call.number for record in result.trace if record.call)
+    calls = Counter(CALLS[n].name if n in CALLS else f"call {n:#x}" for n in numbers)
     return {name: count for name, count in calls.items() if name not in _OWN_CALLS}
-
-
-def call_name(number: int) -> str:
-    """A hypercall's name."""
-    if number in CALLS:
-        return CALLS[number].name
-    return f"block_{DiskCall(number).name.lower()}" if number in set(DiskCall) else f"call {number:#x}"
 
 
 def kvm_exits_of(machine: Machine) -> Mapping[str, int] | Absent:

@@ -21,7 +21,6 @@ from harness.needs import NOT_HERE
 from pykvm import layout
 from pykvm._native import ffi, lib
 from pykvm.boot import symbols
-from pykvm.boot.firmware import FirmwareDisk
 from pykvm.errors import ConfigError, GuestAddressError
 from pykvm.machine import Machine
 from pykvm.paravirt.guest import kernel_path
@@ -83,7 +82,8 @@ class Run:
     """One run of a program, and what is left of it."""
 
     def __init__(self, program: Path | bytes, *words: object, **options: Any) -> None:
-        loading = {name: options.pop(name) for name in ("env", "files", "stdin") if name in options}
+        given = {"env", "files", "stdin", "disk"} & set(options)
+        loading = {name: options.pop(name) for name in given}
         timeout = options.pop("timeout", TIMEOUT_S)
         before = options.pop("before", lambda machine: None)
         after = options.pop("after", lambda machine: None)
@@ -305,11 +305,7 @@ def test_a_file_of_the_host(program: Path, tmp_path: Path) -> None:
 def test_the_machine_s_disk(program: Path) -> None:
     """/dev/disk is read in whole sectors, to any address of memory; without a disk it is ENXIO."""
     content = bytes((i * 7 >> 3) & 0xFF for i in range(40 * 512))
-    with Machine(trace=True) as machine:
-        machine.disk = FirmwareDisk(content, read_only=True)
-        machine.load_program(program, ["disk"])
-        result = machine.run(timeout=TIMEOUT_S)
-    result.check(exit_code=0, console="ok\n")
+    Run(program, "disk", disk=content).ok()
     Run(program, "disk", "none").ok()
 
 

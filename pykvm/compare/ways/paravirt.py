@@ -6,7 +6,6 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from pykvm.boot.firmware import FirmwareDisk
 from pykvm.compare.model import Column
 from pykvm.compare.parts import RING3, TIMEOUT_S, built, hypercalls_of, kvm_exits_of, lacks, need_end
 from pykvm.compare.ways import Done, Job, Look, vmm_command
@@ -31,9 +30,8 @@ class _Paravirt:
         """Build the machine, run the program in it, take it apart."""
         start = time.monotonic_ns()
         with Machine(memory="16M", trace=look is Look.CALLS) as machine:
-            machine.disk = FirmwareDisk(job.disk, read_only=True)
             words = [job.workload, str(job.operations), "/dev/disk"]
-            machine.load_program(built("compare_program.elf"), words)
+            machine.load_program(built("compare_program.elf"), words, disk=job.disk)
             result = machine.run(timeout=TIMEOUT_S)
             kvm_exits = kvm_exits_of(machine) if look is Look.EXITS else {}
             syscalls = _counts(machine) if look is Look.CALLS else {}
