@@ -39,7 +39,6 @@ _NOT_FOR_PROGRAMS = {
     "snapshot": "--snapshot",
     "transport": "--transport",
     "init": "--init",
-    "disks": "--disk",
     "rng": "--rng",
     "shares": "--share",
 }
@@ -115,7 +114,9 @@ def _program(program: str, options: Mapping[str, Any], *, show: bool) -> _Wanted
             raise ConfigError(f"{word} is not for programs in the paravirtual kernel")
     given = {name: options[name] for name in _MACHINE if options.get(name) is not None}
     args = options.get("args") or ()
+    disk = by_hypercall(options)
     more: dict[str, Any] = {
+        "disk": Path(disk) if disk else None,
         "env": environment_of_options(options.get("env") or ()),
         "files": files_of_options(options.get("files") or (), options.get("trees") or ()),
         "stdin": sys.stdin.fileno() if show and sys.stdin else b"",

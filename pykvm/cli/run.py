@@ -81,7 +81,7 @@ _OPTIONS = [
         multiple=True,
         metavar="FILE[,ro|,snapshot][,serial=TEXT]",
         help="A disk image or block device: for Linux by virtio, where `snapshot` forgets the writes, and "
-        "repeated for more; for other guests one FILE, by hypercall.",
+        "repeated for more; for other guests one FILE, by hypercall (a program reads it at /dev/disk).",
     ),
     click.option(
         "--share",
