@@ -103,7 +103,10 @@ def test_more_vcpus_than_this_kvm_allows_are_refused() -> None:
 @pytest.mark.usefixtures("nothing_left")
 def test_an_unknown_board_is_refused_with_those_there_are() -> None:
     """When the machine is built."""
-    with Machine(board="pdp11") as machine, pytest.raises(ConfigError, match="there are pykvm, linux, testdev"):
+    with (
+        Machine(board="pdp11") as machine,
+        pytest.raises(ConfigError, match="there are pykvm, linux, testdev"),
+    ):
         machine.load(HLT, mode="real16")
 
 
