@@ -8,6 +8,7 @@
 #include "vcpu_run.h"
 
 #include <errno.h>
+#include <pthread.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -136,6 +137,21 @@ static enum answer answer_exit(struct exit_loop *loop, struct trace_record *reco
 
 /* ---- kicks --------------------------------------------------------------------------------------- */
 
+static __thread int32_t own_tid; /* asked for once: each exit that Python answers comes by here */
+
+static int32_t thread_id(void)
+{
+    if (!own_tid)
+        own_tid = (int32_t)syscall(SYS_gettid);
+    return own_tid;
+}
+
+/* In the child of a fork the calling thread is another one. */
+static void forget_thread_id(void)
+{
+    own_tid = 0;
+}
+
 static void on_kick(int signal_number)
 {
     (void)signal_number; /* that it interrupted KVM_RUN is all it is for */
@@ -145,6 +161,9 @@ static void on_kick(int signal_number)
 int kick_signal_install(void)
 {
     struct sigaction action = {.sa_handler = on_kick}; /* no SA_RESTART: EINTR is the point */
+    int failed = pthread_atfork(NULL, NULL, forget_thread_id);
+    if (failed)
+        return -failed;
     sigemptyset(&action.sa_mask);
     return sigaction(SIGRTMIN, &action, NULL) ? -errno : SIGRTMIN;
 }
@@ -171,7 +190,7 @@ int tick_start(uint64_t first_ns, uint64_t interval_ns)
     struct itimerspec when = {.it_interval = {(time_t)(interval_ns / NS), (long)(interval_ns % NS)},
                               .it_value = {(time_t)(first_ns / NS), (long)(first_ns % NS)}};
     int tick; /* the kernel's own number: glibc's timer_t is a pointer and lives in another library */
-    event._sigev_un._tid = (pid_t)syscall(SYS_gettid);
+    event._sigev_un._tid = thread_id();
     if (syscall(SYS_timer_create, CLOCK_MONOTONIC, &event, &tick))
         return -errno;
     if (syscall(SYS_timer_settime, tick, 0, &when, NULL)) {
@@ -267,7 +286,7 @@ int exit_loop_run(struct exit_loop *loop)
     if (take_kick(loop))
         return LOOP_KICKED;
     loop->own_from = 0;
-    __atomic_store_n(&loop->tid, (int32_t)syscall(SYS_gettid), __ATOMIC_SEQ_CST);
+    __atomic_store_n(&loop->tid, thread_id(), __ATOMIC_SEQ_CST);
     result = run_until_python(loop);
     __atomic_store_n(&loop->tid, 0, __ATOMIC_SEQ_CST);
     if (loop->own_from)
