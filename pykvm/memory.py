@@ -182,6 +182,18 @@ class GuestMemory:
             part[:] = data[at : at + len(part)]
             at += len(part)
 
+    def discard(self, gpa: int, size: int) -> None:
+        """Give whole pages of RAM back to the host; the guest finds zeros there. Raises GuestAddressError.
+
+        Of a range that is not page-aligned, OSError with EINVAL.
+        """
+        slot = self._slot(gpa, size)
+        if slot.read_only or size > slot.end - gpa:
+            raise self._outside(gpa, size)
+        base = int(ffi.cast("uintptr_t", self._holds[0]))
+        if size:
+            self._maps[0].madvise(mmap.MADV_DONTNEED, slot.hva - base + gpa - slot.gpa, size)
+
     def _parts(self, gpa: int, size: int, *, writable: bool = False) -> list[memoryview]:
         parts: list[memoryview] = []
         at, left = gpa, size

@@ -41,6 +41,9 @@ _NOT_FOR_PROGRAMS = {
     "init": "--init",
     "rng": "--rng",
     "shares": "--share",
+    "nets": "--net",
+    "vsock": "--vsock",
+    "balloon": "--balloon",
 }
 
 _GRACE_S = 1.0

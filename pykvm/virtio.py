@@ -177,25 +177,25 @@ class _Entry:
         own = {self._stop, self._wake, *self._doorbells}
         for fd in own:
             poll.register(fd, select.POLLIN)
-        watched: dict[int, bool] = {}
+        watched: dict[int, int] = {}
         while True:
             with self.transport.lock:
                 wanted = dict(self._device.watched()) if self.transport.is_active else {}
             for fd in watched.keys() - wanted.keys():
                 with suppress(KeyError):
                     poll.unregister(fd)
-            for fd, writes in wanted.items():
-                if watched.get(fd) != writes:
-                    poll.register(fd, select.POLLIN | (select.POLLOUT if writes else 0))
+            for fd, mask in wanted.items():
+                if watched.get(fd) != mask:
+                    poll.register(fd, mask)
             watched = wanted
             for fd, _ in poll.poll():
                 if fd == self._stop:
                     return
                 self._answer(fd, watched)
 
-    def _answer(self, fd: int, watched: dict[int, bool]) -> None:
+    def _answer(self, fd: int, watched: dict[int, int]) -> None:
         if fd in watched:
-            self.transport.serve(lambda: self._device.on_readable(fd))
+            self.transport.serve(lambda: self._device.on_ready(fd))
             return
         with suppress(BlockingIOError):
             os.eventfd_read(fd)

@@ -90,6 +90,21 @@ _OPTIONS = [
         metavar="DIR[:/PATH][,ro]",
         help="For Linux: a folder of the host; in `linux` the command starts in the first.  [PATH: /share]",
     ),
+    click.option(
+        "--net",
+        "nets",
+        multiple=True,
+        metavar="tap[=NAME]|fd=N[,mac=MAC]",
+        help="For Linux: a network card on a tap device, or on a socket of datagrams; repeat for more.",
+    ),
+    click.option(
+        "--vsock",
+        metavar="CID:PATH",
+        help="For Linux: sockets between host and guest; port N of the host is the Unix socket PATH_N.",
+    ),
+    click.option(
+        "--balloon", metavar="SIZE", help="For Linux: memory that the guest is to give back, as in 64M."
+    ),
     click.option("--rng", is_flag=True, help="For Linux: a virtio source of entropy."),
     click.option(
         "--initrd",

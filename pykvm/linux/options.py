@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pykvm.boot import linux
 from pykvm.boot.source import opened
 from pykvm.errors import ConfigError, ImageError
+from pykvm.memory import parse_size
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,7 +21,13 @@ if TYPE_CHECKING:
 
 __all__ = ["add_devices", "by_hypercall", "is_linux"]
 
-_ONLY_LINUX = {"rng": "--rng", "shares": "--share"}
+_ONLY_LINUX = {
+    "rng": "--rng",
+    "shares": "--share",
+    "nets": "--net",
+    "vsock": "--vsock",
+    "balloon": "--balloon",
+}
 _SHARE_PATH = "/share"
 
 
@@ -54,6 +63,17 @@ def add_devices(machine: Machine, options: Mapping[str, Any], job: Job | None = 
     for number, text in enumerate(options.get("shares") or ()):
         _add_share(machine, text, f"share{number}", job, is_first=not number)
         modules.append("virtiofs")
+    for number, text in enumerate(options.get("nets") or ()):
+        _add_net(machine, text, number)
+        modules.append("virtio_net")
+    if text := options.get("vsock"):
+        _add_vsock(machine, text)
+        modules.append("vmw_vsock_virtio_transport")
+    if size := options.get("balloon"):
+        from pykvm.devices.virtio.balloon import Balloon  # noqa: PLC0415 - who has none does not pay
+
+        machine.virtio.add(Balloon(machine.memory.discard, target_bytes=parse_size(size)))
+        modules.append("virtio_balloon")
     if options.get("rng"):
         from pykvm.devices.virtio.rng import Rng  # noqa: PLC0415 - who has no such device does not pay
 
@@ -109,6 +129,52 @@ def _add_share(machine: Machine, text: str, tag: str, job: Job | None, *, is_fir
         job.add("mount", "virtiofs", tag, where, "ro" if words else "rw")
         if is_first:
             job.add("dir", where)
+
+
+def _add_net(machine: Machine, text: str, number: int) -> None:
+    """tap[=NAME] or fd=N, and mac=MAC; by default a local address of its own."""
+    from pykvm.devices.virtio.net import Net, open_tap, parse_mac  # noqa: PLC0415 - as above
+
+    kind, words = _split(text)
+    mac = bytes([0x52, 0x54, 0, *os.urandom(2), number])
+    for word in words:
+        if not word.startswith("mac="):
+            raise ConfigError(f"--net {text}: {word!r} is not mac=MAC")
+        mac = parse_mac(word.removeprefix("mac="))
+    word, _, value = kind.partition("=")
+    if word == "tap":
+        fd = open_tap(value)
+    elif word == "fd" and value.isdigit():
+        fd = _frames_fd(text, int(value))
+    else:
+        raise ConfigError(f"--net {text}: give tap, tap=NAME, or fd=N for a socket that another process has")
+    machine.virtio.add(Net(fd, mac))
+
+
+def _frames_fd(text: str, fd: int) -> int:
+    """A descriptor of our own for a socket that keeps frames apart."""
+    try:
+        fd = os.dup(fd)
+    except OSError as error:
+        raise ConfigError(f"--net {text}: {error.strerror}") from None
+    try:
+        with socket.socket(fileno=os.dup(fd)) as sock:
+            if sock.type & 0xF in (socket.SOCK_DGRAM, socket.SOCK_SEQPACKET):
+                return fd
+    except OSError:
+        pass
+    os.close(fd)
+    raise ConfigError(f"--net {text}: that is no socket of datagrams or packets")
+
+
+def _add_vsock(machine: Machine, text: str) -> None:
+    """CID:PATH."""
+    from pykvm.devices.virtio.vsock import Vsock  # noqa: PLC0415 - as above
+
+    cid, _, path = text.partition(":")
+    if not cid.isdigit() or not path:
+        raise ConfigError(f"--vsock {text}: give CID:PATH, as in 3:/tmp/guest.sock")
+    machine.virtio.add(Vsock(int(cid), Path(path)))
 
 
 def _split(text: str) -> tuple[str, list[str]]:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import shutil
+import socket
 import subprocess
 import sys
+import threading
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,8 +21,6 @@ from pykvm.linux.options import add_devices
 from pykvm.machine import Machine
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from pykvm.result import RunResult
 
 pytestmark = pytest.mark.needs("ring3_syscall", "msr_filter", "irqchip")
@@ -56,11 +57,50 @@ def run(kit: Kit, command: str, **options: object) -> RunResult:
         return machine.run(timeout=TIMEOUT_S)
 
 
-@pytest.mark.parametrize(("command", "reason"), [("poweroff", "power-off"), ("reboot", "reset")])
-def test_power_off_and_restart_are_different_ends(kit: Kit, command: str, reason: str) -> None:
-    """By S5 of ACPI, and by the jump into the BIOS of a hardware-reduced machine."""
-    result = run(kit, f"{command}; sleep 100")
-    assert str(result.reason) == reason, result.text
+def command(kit: Kit, inside: str, *options: str) -> list[str]:
+    """`pykvm run linux` with a command that is given as lines."""
+    argv = [sys.executable, "-m", "pykvm", "run", "linux", "-q", "--timeout", str(TIMEOUT_S)]
+    return [*argv, *options, "--init", _joined(inside)]
+
+
+_PING = """
+ip addr add 10.0.0.1/24 dev eth0
+ip link set eth0 up
+until ping -c 1 -W 1 10.0.0.2 >/dev/null; do sleep 0.2; done
+until echo told | nc 10.0.0.2 99; do sleep 0.2; done
+poweroff
+sleep 100
+"""
+
+_HEAR = """
+ip addr add 10.0.0.2/24 dev eth0
+ip link set eth0 up
+nc -l -p 99
+reboot
+sleep 100
+"""
+
+
+def test_two_guests_talk_and_end_in_their_own_ways(kit: Kit) -> None:
+    """Over a pair of sockets; one switches off by S5 of ACPI, one restarts: different statuses."""
+    wires = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    guests = []
+    for wire, inside in zip(wires, (_PING, _HEAR), strict=True):
+        with wire:
+            fd = wire.fileno()
+            guests.append(
+                subprocess.Popen(
+                    command(kit, inside, "--net", f"fd={fd}"),
+                    pass_fds=[fd],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    text=True,
+                )
+            )
+    said = [guest.communicate(timeout=TIMEOUT_S + 60)[0] for guest in guests]
+    assert [guest.returncode for guest in guests] == [120, 111], said
+    assert "told" in said[1]
 
 
 _WRITE = """
@@ -80,16 +120,16 @@ tty
 ls /sys/bus/acpi/devices | grep -c PNP0C0C
 mount -t ext4 -o ro /dev/vda /mnt
 cat /mnt/file
+pwd
+cat from_the_host
+cp from_the_host from_the_guest
+./vsock_client
 exit 7
 """
 
 
 def test_a_disk_keeps_what_was_synced_before_a_panic(kit: Kit, disk: Path) -> None:
-    """Killed hard, its panic reported; and 300 requests cost the vCPU no exit to user space.
-
-    The next guest, of two CPUs by `pykvm run linux --init`, finds the file; its output is the command's, its
-    status too.
-    """
+    """Killed hard, its panic reported; and 300 requests cost the vCPU no exit to user space."""
     result = run(kit, _joined(_WRITE), disks=[f"{disk},serial=pykvm-1"], rng=True)
     assert str(result.reason) == "panic", result.text
     assert "Kernel panic" in result.text
@@ -98,30 +138,42 @@ def test_a_disk_keeps_what_was_synced_before_a_panic(kit: Kit, disk: Path) -> No
     assert result.exits.get("MMIO", 0) < 100, result.exits
     assert not result.warnings
 
-    command = [
-        sys.executable,
-        "-m",
-        "pykvm",
-        "run",
-        "linux",
-        "-q",
-        "--smp",
-        "2",
-        "--disk",
-        f"{disk},snapshot",
-    ]
-    done = subprocess.run(
-        [*command, "--timeout", str(TIMEOUT_S), "--init", _joined(_READ)],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=TIMEOUT_S + 60,
-    )
-    assert done.stdout.split() == ["2", kit.kernel.release, "/dev/ttyS0", "1", "kept"], (
-        done.stdout + done.stderr
-    )
+
+def test_a_command_with_all_that_it_may_have(kit: Kit, disk: Path, tmp_path: Path) -> None:
+    """Two CPUs, the disk of before, a folder of the host, a socket to it; the command's output and status."""
+    share = tmp_path / "share"
+    share.mkdir()
+    (share / "from_the_host").write_text("shared\n")
+    source = Path(__file__).with_name("vsock_client.c")
+    flags = "-O1 -static -nostdlib -fno-stack-protector -fno-builtin -fcf-protection=none".split()
+    subprocess.run(["gcc", *flags, str(source), "-o", str(share / "vsock_client")], check=True, timeout=120)
+    heard: list[bytes] = []
+
+    def answer(listener: socket.socket) -> None:
+        program, _ = listener.accept()
+        with program:
+            heard.append(program.recv(100))
+            program.sendall(b"from the host\n")
+
+    options = ["--smp", "2", "--disk", f"{disk},snapshot", "--share", str(share), "--balloon", "16M"]
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "v_80"))
+        listener.listen()
+        thread = threading.Thread(target=answer, args=(listener,), daemon=True)
+        thread.start()
+        done = subprocess.run(
+            command(kit, _READ, *options, "--vsock", f"3:{tmp_path}/v"),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=TIMEOUT_S + 60,
+        )
+    wanted = ["2", kit.kernel.release, "/dev/ttyS0", "1", "kept", "/share", "shared", "from the host"]
+    assert done.stdout.splitlines() == wanted, done.stdout + done.stderr
     assert (done.returncode, done.stderr) == (7, "")
+    assert heard == [b"from the guest"]
+    assert (share / "from_the_guest").read_text() == "shared\n"
 
 
 def _joined(lines: str) -> str:

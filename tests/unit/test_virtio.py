@@ -313,7 +313,7 @@ def test_the_console_prints_takes_input_and_is_resized() -> None:
         driver.put(Register.QUEUE_NOTIFY, 0)
         assert console.receive(b"typed") == 5
         (fd,) = console.watched()
-        driver.transport.serve(lambda: console.on_readable(fd))
+        driver.transport.serve(lambda: console.on_ready(fd))
         assert (ring.returned(), driver.memory.read(BUFFERS_AT, 3)) == ([(0, 3)], b"typ")
         ring.offer(0)
         driver.put(Register.QUEUE_NOTIFY, 0)

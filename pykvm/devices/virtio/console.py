@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import struct
 import threading
 from enum import IntFlag
@@ -80,11 +81,11 @@ class Console(VirtioDevice):
 
     # ---- the driver's side
 
-    def watched(self) -> Mapping[int, bool]:
+    def watched(self) -> Mapping[int, int]:
         """What receive() signals."""
-        return {self._wake: False}
+        return {self._wake: select.POLLIN}
 
-    def on_readable(self, fd: int) -> None:
+    def on_ready(self, fd: int) -> None:
         """Something was typed."""
         try:
             os.eventfd_read(fd)

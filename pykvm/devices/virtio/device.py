@@ -25,7 +25,7 @@ class Feature(IntFlag):
 class VirtioDevice:
     """The base of all devices; a transport owns it and calls it with its lock held, from any thread.
 
-    A device that waits for the host names file descriptors in watched(); on_readable() hears of them. What it
+    A device that waits for the host names file descriptors in watched(); on_ready() hears of them. What it
     puts into its queues on its own account reaches the driver at the end of the call, in whatever it was.
     """
 
@@ -58,12 +58,12 @@ class VirtioDevice:
     def on_notify(self, index: int) -> None:
         """There may be work in queue `index`. Raises QueueError for what breaks the rules."""
 
-    def watched(self) -> Mapping[int, bool]:
-        """File descriptor -> whether it is also waited for until it can be written."""
+    def watched(self) -> Mapping[int, int]:
+        """File descriptor -> what is waited for, as poll(2) has it: POLLIN, POLLOUT."""
         return {}
 
-    def on_readable(self, fd: int) -> None:
-        """A watched file descriptor can be read, or written, or its other end has gone."""
+    def on_ready(self, fd: int) -> None:
+        """What a watched file descriptor was waited for has come, or its other end has gone."""
 
     def close(self) -> None:
         """Give back what the device holds of the host."""

@@ -38,11 +38,15 @@ class QueueError(Exception):
 
 
 class Chain(NamedTuple):
-    """One request: what the device may read, and behind it what it may write, piece by piece."""
+    """One request: what the device may read, and behind it what it may write, piece by piece.
+
+    `places` has the gpa and the size of each piece, for who asks where they are.
+    """
 
     head: int
     readable: tuple[memoryview, ...]
     writable: tuple[memoryview, ...]
+    places: tuple[tuple[int, int], ...] = ()
 
     @property
     def readable_bytes(self) -> int:
@@ -162,6 +166,11 @@ class Queue:
         self._next = (self._next + 1) & 0xFFFF
         return chain
 
+    def take_back(self) -> None:
+        """The chain that pop() gave last was not touched: it comes again next time."""
+        if self.is_ready:
+            self._next = (self._next - 1) & 0xFFFF
+
     def is_idle(self) -> bool:
         """Ask to be notified of the next request; whether there is none yet.
 
@@ -177,9 +186,11 @@ class Queue:
     def _chain(self, head: int) -> Chain:
         readable: list[memoryview] = []
         writable: list[memoryview] = []
+        places: list[tuple[int, int]] = []
         total = 0
         for gpa, length, flags in self._descriptors(head):
             total += length
+            places.append((gpa, length))
             if not length or total > _MOST_BYTES:
                 raise QueueError(f"chain {head}: a buffer of {length} bytes, {total} so far")
             try:
@@ -191,7 +202,7 @@ class Queue:
                     readable.append(self._memory.view(gpa, length))
             except GuestAddressError as error:
                 raise QueueError(f"chain {head}: {error}") from None
-        return Chain(head, tuple(readable), tuple(writable))
+        return Chain(head, tuple(readable), tuple(writable), tuple(places))
 
     def _descriptors(self, head: int) -> Iterator[tuple[int, int, int]]:
         """(gpa, length, flags) of each buffer; at most as many as the queue is large: no loop lasts."""
