@@ -42,6 +42,7 @@ from pykvm.vm import GsiLine, Vm
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from pykvm.devices.virtio.console import Console as VirtioConsole
     from pykvm.exits import Exit
     from pykvm.guests import Guest
     from pykvm.paravirt.guest import Paravirt
@@ -56,6 +57,7 @@ __all__ = ["Machine", "MachineSpec"]
 _FLIGHT_RECORDS = 64
 _TRACE_RECORDS = 1 << 14
 _REST_S = 0.01
+_CTRL_D = b"\x04"
 
 
 class Machine:
@@ -103,6 +105,7 @@ class Machine:
         self._transports: Transports | None = None
         self.virtio = VirtioBoard()
         """The virtio devices; add() them before load()."""
+        self.terminal: VirtioConsole | None = None
         self._supervisor: Supervisor | None = None
         self._listens = console is not None
         self._recorder: Recorder | None = None
@@ -546,11 +549,26 @@ class Machine:
         with self._lock:
             if self.paravirt or self.input.is_wanted:
                 return self.input.feed(data)
+            if self.terminal:
+                return self.terminal.receive(data)
             return self.serial.receive(data)
 
+    def add_console(self, *, columns: int = 0, rows: int = 0) -> VirtioConsole:
+        """A virtio console, which is where send() types once a driver has it; before load()."""
+        from pykvm.devices.virtio.console import Console as VirtioConsole  # noqa: PLC0415 - only Linux pays
+
+        self.terminal = VirtioConsole(self._console.write, columns=columns, rows=rows)
+        self.virtio.add(self.terminal)
+        return self.terminal
+
     def end_input(self) -> None:
-        """Nothing more will be typed: a guest that reads by hypercall finds the end of its input."""
+        """Nothing more will be typed: a guest that reads by hypercall finds the end of its input.
+
+        On a virtio console it is Ctrl-D, as on any terminal.
+        """
         self.input.end()
+        if self.terminal:
+            self.terminal.receive(_CTRL_D)
 
     def _read_input(self, size: int) -> bytes | None:
         """What HC_CONSOLE_READ reads; for the first time also what was typed before anybody knew."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import shutil
 import signal
 import sys
 import time
@@ -163,12 +164,17 @@ class _Watch:
 def _run(machine: Machine, watch: _Watch, *, show: bool) -> RunResult:
     """Run with signals and terminal in order: SIGINT and SIGTERM end the run, at any moment."""
     before = {number: signal.signal(number, watch.leave) for number in (signal.SIGINT, signal.SIGTERM)}
+    if (terminal := machine.terminal) is not None:
+        before[signal.SIGWINCH] = signal.signal(
+            signal.SIGWINCH, lambda *_: terminal.resize(*shutil.get_terminal_size())
+        )
     try:
         if not show or machine.paravirt:  # a program reads stdin itself, when it wants to
             return machine.run(timeout=watch.timeout)
 
         def listens() -> bool:
-            return machine.serial.is_listening or machine.input.is_wanted
+            has_terminal = machine.terminal is not None and machine.terminal.is_open
+            return has_terminal or machine.serial.is_listening or machine.input.is_wanted
 
         with Terminal(send=machine.send, leave=watch.leave, listens=listens, ended=machine.end_input):
             return machine.run(timeout=watch.timeout)

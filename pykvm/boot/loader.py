@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pykvm import layout
-from pykvm.boot import elf, flat, linux, multiboot
+from pykvm.boot import elf, flat, linux, multiboot, vmlinux
 from pykvm.boot.image import Image
 from pykvm.boot.source import opened
 from pykvm.errors import ConfigError
@@ -54,6 +54,9 @@ def load(
         if linux_header := linux.read_header(image):
             return linux.load_bzimage(image, linux_header, limit_bytes=limit_bytes)
         if head == elf.MAGIC:
+            named = vmlinux.release(image) if mode is None and address is None and entry is None else None
+            if named is not None:
+                return vmlinux.load_vmlinux(image, named, limit_bytes=limit_bytes)
             if address is not None:
                 raise ConfigError(f"{image.name}: it is ELF and has its addresses; give none by option")
             return _load_elf(image, mode, entry, limit_bytes=limit_bytes, ignore_video=ignore_video)

@@ -105,6 +105,11 @@ _OPTIONS = [
     click.option(
         "--balloon", metavar="SIZE", help="For Linux: memory that the guest is to give back, as in 64M."
     ),
+    click.option(
+        "--console",
+        type=click.Choice(["virtio", "serial"]),
+        help="With the image `linux`: the command's terminal, hvc0 or ttyS0.  [default: virtio]",
+    ),
     click.option("--rng", is_flag=True, help="For Linux: a virtio source of entropy."),
     click.option(
         "--initrd",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from typing import TYPE_CHECKING, Any
@@ -47,7 +48,9 @@ def linux_machine(
     parts = kit(Store(), _say)
     job = Job()
     job.add("name", NAME)
-    job.add("tty", "/dev/ttyS0")
+    is_virtio = options.get("console") != "serial"
+    job.add("tty", "/dev/hvc0" if is_virtio else "/dev/ttyS0")
+    size = os.terminal_size((0, 0))
     if show and sys.stdout and sys.stdout.isatty():
         size = shutil.get_terminal_size()
         job.add("window", size.lines, size.columns)
@@ -58,6 +61,9 @@ def linux_machine(
 
     def load(machine: Machine) -> None:
         wanted = add_devices(machine, options, job)
+        if is_virtio:
+            machine.add_console(columns=size.columns, rows=size.lines)
+            wanted += ["virtio_mmio", "virtio_console"]
         initrd = build_initramfs(parts, job, wanted)
         machine.load(parts.kernel.image, initrd=initrd, cmdline=" ".join(cmdline.split()))
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import resource
 import socket
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pykvm.boot import linux
+from pykvm.boot import linux, vmlinux
 from pykvm.boot.source import opened
 from pykvm.errors import ConfigError, ImageError
 from pykvm.memory import parse_size
@@ -35,7 +36,7 @@ def is_linux(image: Path) -> bool:
     """Whether the file is a Linux kernel. What is wrong with it is the loader's to say."""
     try:
         with opened(image, "") as source:
-            return linux.read_header(source) is not None
+            return linux.read_header(source) is not None or vmlinux.release(source) is not None
     except ImageError:
         return False
 
@@ -124,6 +125,8 @@ def _add_share(machine: Machine, text: str, tag: str, job: Job | None, *, is_fir
         raise ConfigError(f"--share {text}: {unknown[0]!r} is not ro")
     if job and set(where) & set(" \n"):
         raise ConfigError(f"--share {text}: the guest's path has no spaces")
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # the guest's kernel knows many files at once
     machine.virtio.add(Fs(HostFolder(Path(folder), read_only=bool(words)), tag))
     if job:
         job.add("mount", "virtiofs", tag, where, "ro" if words else "rw")

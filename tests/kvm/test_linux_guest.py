@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING
 import pytest
 from harness.needs import NOT_HERE
 
+from pykvm.boot import codecs
+from pykvm.boot.linux import read_header
+from pykvm.boot.source import opened
 from pykvm.lab.store import Store
 from pykvm.linux.command import CMDLINE
 from pykvm.linux.initramfs import Job, build_initramfs
@@ -48,12 +51,19 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(kit: Kit, command: str, **options: object) -> RunResult:
+    """A run of the kernel as the ELF file inside its bzImage, a vmlinux."""
+    packed = kit.kernel.image.read_bytes()
+    with opened(kit.kernel.image) as source:
+        header = read_header(source)
+    assert header
+    at = header.setup_bytes + header.payload_offset
+    vmlinux = codecs.unpack(packed[at : at + header.payload_bytes])
     job = Job()
     job.add("run", command)
     with Machine(memory="256M") as machine:
         modules = add_devices(machine, options, job)
         initrd = build_initramfs(kit, job, modules)
-        machine.load(kit.kernel.image, initrd=initrd, cmdline=f"{CMDLINE} quiet")
+        machine.load(vmlinux, initrd=initrd, cmdline=f"{CMDLINE} quiet")
         return machine.run(timeout=TIMEOUT_S)
 
 
@@ -169,7 +179,7 @@ def test_a_command_with_all_that_it_may_have(kit: Kit, disk: Path, tmp_path: Pat
             check=False,
             timeout=TIMEOUT_S + 60,
         )
-    wanted = ["2", kit.kernel.release, "/dev/ttyS0", "1", "kept", "/share", "shared", "from the host"]
+    wanted = ["2", kit.kernel.release, "/dev/hvc0", "1", "kept", "/share", "shared", "from the host"]
     assert done.stdout.splitlines() == wanted, done.stdout + done.stderr
     assert (done.returncode, done.stderr) == (7, "")
     assert heard == [b"from the guest"]

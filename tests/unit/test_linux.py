@@ -157,3 +157,32 @@ def test_an_unpacked_payload_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> Non
     for pack in PACKERS.values():
         with pytest.raises(ValueError, match="more than"):
             codecs.unpack(pack(bytes(5000) if pack is not bytes else VMLINUX + bytes(5000)))
+
+
+def vmlinux_image(name: bytes = b"Linux", *, kind: int = 0x100) -> bytes:
+    """An ELF file with one segment at 16 MiB and one note."""
+    note = struct.pack("<III", len(name) + 1, 8, kind) + (name + b"\0").ljust(8, b"\0") + b"6.1.0-x\0"
+    code = b"\xf4" * 64
+    head = b"\x7fELF\x02\x01\x01".ljust(16, b"\0")
+    head += struct.pack("<HHIQQQIHHHHHH", 2, 62, 1, 0x100_0000, 64, 0, 0, 64, 56, 2, 0, 0, 0)
+    at = 64 + 2 * 56
+    load_ = struct.pack("<IIQQQQQQ", 1, 5, at, 0x100_0000, 0x100_0000, len(code), len(code), 4096)
+    notes = struct.pack("<IIQQQQQQ", 4, 4, at + len(code), 0, 0, len(note), len(note), 4)
+    return head + load_ + notes + code + note
+
+
+def test_a_vmlinux_is_known_by_its_note() -> None:
+    """It gets a setup header; another ELF file stays one, and an explicit mode makes it one."""
+    image = load(vmlinux_image())
+    assert (image.kind, image.entry) == ("linux", 0x100_0000)
+    assert image.linux
+    assert image.linux.release == "6.1.0-x"
+    page = linux.boot_params(
+        image.linux, cmdline_gpa=0x9000, initrd=(0, 0), memory_map=[(0, 4096, 1)], rsdp=0xE0000
+    )
+    assert page[0x202:0x206] == b"HdrS"
+    assert struct.unpack_from("<Q", page, 0x70) == (0xE0000,)
+    assert load(vmlinux_image(b"Other")).kind != "linux"
+    assert load(vmlinux_image(), mode=CpuMode.LONG64).kind != "linux"
+    with pytest.raises(ImageError, match="its notes should be"):
+        load(vmlinux_image()[:-8])

@@ -304,6 +304,8 @@ def test_the_console_prints_takes_input_and_is_resized() -> None:
         assert struct.unpack("<HH", driver.config(0, 4)) == (80, 25)
         before = driver.get(Register.CONFIG_GENERATION)
         console.resize(132, 43)
+        (fd,) = console.watched()
+        driver.transport.serve(lambda: console.on_ready(fd))
         assert struct.unpack("<HH", driver.config(0, 4)) == (132, 43)
         assert driver.get(Register.CONFIG_GENERATION) != before
         assert driver.get(Register.INTERRUPT_STATUS) & 2
@@ -312,7 +314,6 @@ def test_the_console_prints_takes_input_and_is_resized() -> None:
         ring.offer(0)
         driver.put(Register.QUEUE_NOTIFY, 0)
         assert console.receive(b"typed") == 5
-        (fd,) = console.watched()
         driver.transport.serve(lambda: console.on_ready(fd))
         assert (ring.returned(), driver.memory.read(BUFFERS_AT, 3)) == ([(0, 3)], b"typ")
         ring.offer(0)

@@ -39,7 +39,7 @@ class Console(VirtioDevice):
     def __init__(self, output: Callable[[bytes], None], *, columns: int = 0, rows: int = 0) -> None:
         super().__init__()
         self._output = output
-        self._size = columns, rows
+        self._size = self._shown = columns, rows
         self._input = bytearray()
         self._lock = threading.Lock()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -75,22 +75,25 @@ class Console(VirtioDevice):
         return taken
 
     def resize(self, columns: int, rows: int) -> None:
-        """The terminal's window has another size."""
+        """The terminal's window has another size; also from a signal's handler."""
         self._size = columns, rows
-        self.config_changed()
+        os.eventfd_write(self._wake, 1)
 
     # ---- the driver's side
 
     def watched(self) -> Mapping[int, int]:
-        """What receive() signals."""
+        """What receive() and resize() signal."""
         return {self._wake: select.POLLIN}
 
     def on_ready(self, fd: int) -> None:
-        """Something was typed."""
+        """Something was typed, or the window has another size."""
         try:
             os.eventfd_read(fd)
         except BlockingIOError:
             return
+        if self._shown != self._size:
+            self._shown = self._size
+            self.config_changed()
         self._feed()
 
     def on_notify(self, index: int) -> None:

@@ -378,9 +378,7 @@ class FuseServer:
             own = os.fstat(fd).st_ino
             found = [(b".", own, stat.S_IFDIR >> 12), (b"..", own, stat.S_IFDIR >> 12)]
             with os.scandir(fd) as entries:
-                for entry in entries:
-                    kind = entry.stat(follow_symlinks=False).st_mode >> 12
-                    found.append((os.fsencode(entry.name), entry.inode(), kind))
+                found += [(os.fsencode(entry.name), entry.inode(), _kind(entry)) for entry in entries]
         finally:
             os.close(fd)
         return found
@@ -406,6 +404,15 @@ class FuseServer:
         if self._folders.pop(handle, None) is None:
             raise failure(errno.EBADF)
         return b""
+
+
+def _kind(entry: os.DirEntry[str]) -> int:
+    """Its type as struct fuse_dirent has it; 0 where it is none of the usual ones."""
+    if entry.is_symlink():
+        return stat.S_IFLNK >> 12
+    if entry.is_dir(follow_symlinks=False):
+        return stat.S_IFDIR >> 12
+    return stat.S_IFREG >> 12 if entry.is_file(follow_symlinks=False) else 0
 
 
 def _attributes(about: os.stat_result) -> bytes:

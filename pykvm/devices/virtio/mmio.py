@@ -251,6 +251,7 @@ class Transport:
             if accepted & ~self._features or not accepted & Feature.VERSION_1:
                 wanted &= ~Status.FEATURES_OK  # by reading it the driver learns that we refuse (2.2.2)
         self._put(Register.STATUS, wanted | before & Status.NEEDS_RESET)
+        self._show_config()
         if wanted & Status.DRIVER_OK and not before & Status.DRIVER_OK:
             self.device.activate()
             self.device.watch_changed()
