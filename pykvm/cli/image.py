@@ -1,0 +1,335 @@
+"""pykvm image: container images on this host."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pykvm.containers.store import ImageStore
+
+__all__ = ["command"]
+
+_FILE = click.Path(path_type=Path)
+_HELP = """Load, save, build, pull, push and show container images.
+
+No daemon, no root, no Docker: images are kept below ~/.local/share/pykvm (PYKVM_DATA or --root changes it)
+as one OCI image layout, which other tools read as well. Layers are kept once, however many images have them,
+and every digest is verified on the way in and out. Names, words and outputs are docker's.
+
+\b
+Examples:
+  pykvm image build -t tools .        make an image as ./Pykvmfile says
+  docker save busybox | pykvm image load
+  pykvm image ls --tree               the layers and who shares them
+  pykvm image diff tools:1 tools:2    which files differ
+  pykvm image push tools localhost:5000/tools
+"""
+_as_json = click.option("--json", "as_json", is_flag=True, help="For machines.")
+_no_trunc = click.option("--no-trunc", is_flag=True, help="Show IDs and texts in full.")
+_quiet = click.option("-q", "--quiet", is_flag=True, help="Show no progress, print only IDs.")
+
+
+_ELSEWHERE: dict[str, str] = {}  # command -> its file
+
+
+class _Lazy(click.Group):
+    """Commands with files of their own are loaded when they are used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*super().list_commands(ctx), *_ELSEWHERE})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in _ELSEWHERE:
+            from importlib import import_module
+
+            found: click.Command = getattr(import_module(f"pykvm.cli.{_ELSEWHERE[cmd_name]}"), cmd_name)
+            return found
+        return super().get_command(ctx, cmd_name)
+
+
+@click.group(cls=_Lazy, help=_HELP)
+@click.option("--root", type=_FILE, metavar="DIR", help="Keep images there instead.  [default: see above]")
+@click.option("--max-size", metavar="SIZE", help="Refuse images that unpack to more.  [default: 8G]")
+@click.pass_context
+def command(ctx: click.Context, /, root: Path | None, max_size: str | None) -> None:
+    """Load, save, build, pull, push and show container images."""
+
+    def store() -> ImageStore:
+        from pykvm.containers.limits import Limits
+        from pykvm.containers.store import ImageStore
+        from pykvm.memory import parse_size
+
+        limits = Limits(image_bytes=parse_size(max_size)) if max_size else Limits()
+        return ImageStore(root and root.absolute(), limits, lambda what: click.echo(what, err=True))
+
+    ctx.obj = store
+
+
+@command.command()
+@click.option(
+    "-i",
+    "--input",
+    "source",
+    type=_FILE,
+    metavar="FILE",
+    help="Read this archive or directory.  [default: stdin]",
+)
+@click.option("-t", "--tag", "name", metavar="NAME", help="Name the image so, whatever the archive says.")
+@click.option(
+    "--platform",
+    metavar="OS/ARCH",
+    default="linux/amd64",
+    show_default=True,
+    help="Which, if there are several.",
+)
+@_quiet
+@click.pass_obj
+def load(
+    store: Callable[[], ImageStore], source: Path | None, name: str | None, platform: str, quiet: bool
+) -> None:
+    """Load images from an archive: what `docker save` writes, or an OCI layout (a tar or a directory).
+
+    The archive may be packed with gzip or zstd.
+    """
+    import sys
+
+    from pykvm.cli.progress import bars
+    from pykvm.containers.archive import load as load_archive
+    from pykvm.containers.documents import Platform
+    from pykvm.containers.names import parse_name
+
+    if source is None and sys.stdin.isatty():
+        raise click.UsageError("standard input is a terminal: name an archive with -i FILE, or pipe one in")
+    tag = parse_name(name).with_tag() if name else None
+    with bars(quiet=quiet) as progress:
+        found = load_archive(store(), source or sys.stdin.buffer, tag, Platform.parse(platform), progress)
+    for one in found:
+        text = f"Loaded image: {one.name.familiar}" if one.name else f"Loaded image ID: {one.image.id}"
+        click.echo(one.image.id if quiet else text)
+
+
+@command.command()
+@click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
+@click.option("-o", "--output", "target", type=_FILE, metavar="FILE", help="Write there.  [default: stdout]")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["docker", "oci"]),
+    default="docker",
+    show_default=True,
+    help="docker: an OCI layout that docker of any age reads, too.",
+)
+@click.pass_obj
+def save(store: Callable[[], ImageStore], images: tuple[str, ...], target: Path | None, form: str) -> None:
+    """Write images into one archive; the same images give the same bytes."""
+    import sys
+
+    from pykvm.cli.progress import bars
+    from pykvm.containers.archive import save as save_archive
+
+    if target is None and sys.stdout.isatty():
+        raise click.UsageError(
+            "an archive is nothing for a terminal: name a file with -o FILE, or use a pipe"
+        )
+    opened = store()
+    entries = [opened.find(image) for image in images]
+    with bars() as progress:
+        save_archive(opened, entries, target or sys.stdout.buffer, docker=form == "docker", progress=progress)
+
+
+@command.command()
+@click.option("--tree", is_flag=True, help="Draw the layers: which stands on which, with sizes and tags.")
+@click.option("--digests", is_flag=True, help="Show the manifests' digests, too.")
+@_no_trunc
+@click.option("-q", "--quiet", is_flag=True, help="Print only IDs.")
+@_as_json
+@click.pass_obj
+def ls(
+    store: Callable[[], ImageStore], tree: bool, digests: bool, no_trunc: bool, quiet: bool, as_json: bool
+) -> None:
+    """List images, the newest first. SIZE is that of all layers, shared ones too."""
+    from pykvm.containers import views
+
+    if tree:
+        nodes = views.layer_tree(store())
+        lines = views.tree_lines(nodes)
+        click.echo(
+            _json([node.as_json() for node in nodes]) if as_json else "\n".join(lines),
+            nl=as_json or bool(lines),
+        )
+        return
+    found = views.rows(store())
+    if as_json:
+        click.echo(_json(found))
+        return
+    if quiet:
+        for image_id in dict.fromkeys(row["id"] for row in found):
+            click.echo(image_id if no_trunc else views.short(image_id))
+        return
+    head = ["REPOSITORY", "TAG", *(["DIGEST"] if digests else []), "IMAGE ID", "CREATED", "SIZE"]
+    _table(
+        head,
+        [
+            [
+                row["repository"],
+                row["tag"],
+                *([row["digest"]] if digests else []),
+                row["id"] if no_trunc else views.short(row["id"]),
+                views.age(row["created"]),
+                views.size(row["size_bytes"]),
+            ]
+            for row in found
+        ],
+    )
+
+
+@command.command()
+@click.argument("image")
+@_no_trunc
+@_as_json
+@click.pass_obj
+def history(store: Callable[[], ImageStore], image: str, no_trunc: bool, as_json: bool) -> None:
+    """Show the steps that made an image, the last one first."""
+    from pykvm.containers import views
+
+    opened = store()
+    found = views.history(opened, opened.image(opened.find(image).descriptor))
+    if as_json:
+        click.echo(_json(found))
+        return
+    _table(
+        ["IMAGE", "CREATED", "CREATED BY", "SIZE", "COMMENT"],
+        [
+            [
+                row["id"] if no_trunc or row["id"].startswith("<") else views.short(row["id"]),
+                views.age(row["created"]),
+                _cut(row["created_by"], 45, no_trunc=no_trunc),
+                views.size(row["size_bytes"]),
+                _cut(row["comment"], 45, no_trunc=no_trunc),
+            ]
+            for row in found
+        ],
+    )
+
+
+@command.command()
+@click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
+@click.pass_obj
+def inspect(store: Callable[[], ImageStore], images: tuple[str, ...]) -> None:
+    """Print all that is known of images, as JSON: configuration, digests, each layer."""
+    from pykvm.containers import views
+
+    opened = store()
+    click.echo(_json([views.inspect(opened, opened.find(image)) for image in images]))
+
+
+@command.command()
+@click.argument("image_a", metavar="A")
+@click.argument("image_b", metavar="[B]", required=False)
+@click.option("--layers", is_flag=True, help="Layer by layer; what both share is named once.")
+@_as_json
+@click.pass_obj
+def diff(
+    store: Callable[[], ImageStore], image_a: str, image_b: str | None, layers: bool, as_json: bool
+) -> None:
+    """Show which files differ from image A to image B: A added, C changed, D deleted.
+
+    With one image, what each of its layers changes. Times of change alone are no difference.
+    """
+    from pykvm.containers import views
+    from pykvm.containers.tree import changes_between, layered_changes
+
+    opened = store()
+    old = opened.image(opened.find(image_a).descriptor)
+    new = opened.image(opened.find(image_b).descriptor) if image_b else None
+    if new and not layers:
+        changes = changes_between(opened, old, new)
+        if as_json:
+            click.echo(_json([change.as_json() for change in changes]))
+        for change in [] if as_json else changes:
+            click.echo(f"{change.kind} /{change.path}")
+        return
+    found = layered_changes(opened, old, new)
+    if as_json:
+        click.echo(_json([one.as_json() for one in found]))
+        return
+    for one in found:
+        click.echo(f"{one.side} layer {views.short(one.diff_id)}" + ("  in both" if one.side == "=" else ""))
+        for change in one.changes:
+            click.echo(f"    {change.kind} /{change.path}")
+
+
+@command.command()
+@click.argument("source")
+@click.argument("target")
+@click.pass_obj
+def tag(store: Callable[[], ImageStore], source: str, target: str) -> None:
+    """Give the image SOURCE one more name, TARGET."""
+    from pykvm.containers.names import parse_name
+    from pykvm.errors import ConfigError
+
+    opened, name = store(), parse_name(target).with_tag()
+    if name.digest:
+        raise ConfigError(f"{target}: a name to give has no digest; the image has its own")
+    with opened.using():
+        opened.tag(opened.find(source).descriptor, name)
+
+
+@command.command()
+@click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
+@click.option("-f", "--force", is_flag=True, help="With an ID: take all its names away.")
+@click.pass_obj
+def rm(store: Callable[[], ImageStore], images: tuple[str, ...], force: bool) -> None:
+    """Take a name from an image; with the last name go the image and the layers that no other needs."""
+    from pykvm.containers.removal import remove
+
+    opened = store()
+    for image in images:
+        removed = remove(opened, image, force=force)
+        for name in removed.untagged:
+            click.echo(f"Untagged: {name}")
+        for digest in removed.deleted:
+            click.echo(f"Deleted: {digest}")
+
+
+@command.command()
+@click.option("--untagged", is_flag=True, help="Remove images without a name first.")
+@click.option("-n", "--dry-run", is_flag=True, help="Only say what would go.")
+@_as_json
+@click.pass_obj
+def gc(store: Callable[[], ImageStore], untagged: bool, dry_run: bool, as_json: bool) -> None:
+    """Remove what no image needs: blobs, layers' file systems, what killed processes left."""
+    from dataclasses import asdict
+
+    from pykvm.containers import views
+    from pykvm.containers.removal import collect_garbage
+
+    removed = collect_garbage(store(), untagged=untagged, dry_run=dry_run)
+    if as_json:
+        click.echo(_json(asdict(removed)))
+        return
+    for digest in removed.deleted:
+        click.echo(f"Deleted: {digest}")
+    click.echo(f"Total reclaimed space: {views.size(removed.freed_bytes)}")
+
+
+def _json(found: Any) -> str:
+    return json.dumps(found, indent=2, ensure_ascii=False)
+
+
+def _cut(text: str, most: int, *, no_trunc: bool) -> str:
+    plain = " ".join(text.split())
+    return plain if no_trunc or len(plain) <= most else plain[: most - 1] + "…"
+
+
+def _table(head: list[str], body: list[list[str]]) -> None:
+    """Columns as docker sets them: three spaces apart, the last one ragged."""
+    widths = [max(len(row[at]) for row in [head, *body]) for at in range(len(head))]
+    for row in [head, *body]:
+        click.echo("   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

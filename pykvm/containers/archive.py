@@ -1,0 +1,439 @@
+"""Images in archives: OCI layouts (a directory or a tar) and what `docker save` writes, old and new.
+
+The new form of `docker save` is an OCI layout that has a manifest.json, too; the old form has only that, and
+layers in ID/layer.tar, some of them symbolic links to others. A tar may be packed with gzip or zstd.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import stat
+import tarfile
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Protocol
+
+from pykvm.containers.blobs import digest_of, parse_digest, write_whole
+from pykvm.containers.documents import (
+    INDEX_TYPE,
+    INDEX_TYPES,
+    LAYER_TYPE,
+    Descriptor,
+    Image,
+    Platform,
+    canonical,
+    choose,
+    descriptors_of,
+    manifest_for,
+    parse_image,
+    parse_json,
+)
+from pykvm.containers.layer import Sink, StrictInfo, clean_path
+from pykvm.containers.limits import JSON_BYTES
+from pykvm.containers.names import Name, parse_name
+from pykvm.containers.progress import silent
+from pykvm.containers.unpack import Unpacked, packing_of
+from pykvm.errors import ConfigError, ImageError, ImageNotFoundError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pykvm.containers.progress import Progress
+    from pykvm.containers.store import Entry, ImageStore
+
+__all__ = ["Loaded", "load", "save"]
+
+_MOST_MEMBERS = 65536
+_MOST_LINKS = 16
+_CHUNK = 1 << 18
+_REF = "org.opencontainers.image.ref.name"
+_CONTAINERD = "io.containerd.image.name"
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """One image that was loaded; `name` is None if the archive has none for it."""
+
+    name: Name | None
+    image: Image
+
+
+class _Files(Protocol):
+    where: str
+
+    def __contains__(self, name: str) -> bool: ...
+
+    def open(self, name: str) -> IO[bytes]: ...
+
+
+def load(
+    store: ImageStore,
+    source: Path | IO[bytes],
+    name: Name | None = None,
+    platform: Platform | None = None,
+    progress: Progress = silent,
+) -> list[Loaded]:
+    """Load all images of an archive. `name` is for an archive with one image, whatever it says itself.
+
+    Raises ImageError, in one line, for anything wrong with it; images loaded before that stay.
+    """
+    with store.using(), _opened(store, source) as files:
+        loader = _Loader(store, files, platform or Platform(), progress)
+        if "index.json" in files:
+            found = loader.layout()
+        elif "manifest.json" in files:
+            found = loader.docker()
+        else:
+            known = "repositories" in files
+            hint = (
+                "docker 1.9 or older saved it; save it with a newer one"
+                if known
+                else "it is no image archive"
+            )
+            raise ImageError(f"{files.where}: has neither index.json nor manifest.json: {hint}")
+        if name and len({one.image.digest for one in found}) > 1:
+            raise ImageError(f"{files.where}: has {len(found)} images, so one name can't be given to it")
+        if name:
+            found = [Loaded(name, found[0].image)] if found else []
+        for one in found:
+            store.add_image(one.image.manifest, one.image.config, one.name)
+        return found
+
+
+class _Loader:
+    def __init__(self, store: ImageStore, files: _Files, platform: Platform, progress: Progress) -> None:
+        self._store = store
+        self._files = files
+        self._platform = platform
+        self._progress = progress
+        self._limits = store.limits
+
+    def layout(self) -> list[Loaded]:
+        """The images of an OCI layout."""
+        where = f"{self._files.where}: index.json"
+        found = descriptors_of(parse_json(self._read("index.json"), where), "manifests", where)
+        found = [one for one in found if one.platform.get("architecture") != "unknown"]
+        if not found:
+            raise ImageError(f"{where}: lists no image")
+        fitting = [one for one in found if not one.platform or self._platform.fits(one.platform)]
+        return [self._described(one) for one in fitting or [choose(found, self._platform, where)]]
+
+    def docker(self) -> list[Loaded]:
+        """The images of a docker archive."""
+        where = f"{self._files.where}: manifest.json"
+        try:
+            listed = json.loads(self._read("manifest.json"))
+        except (ValueError, RecursionError) as error:
+            raise ImageError(f"{where}: is no sound JSON: {error}") from None
+        if not isinstance(listed, list) or not listed or not all(isinstance(one, dict) for one in listed):
+            raise ImageError(f"{where}: is no list of images")
+        return [loaded for one in listed for loaded in self._saved(one, where)]
+
+    def _described(self, descriptor: Descriptor) -> Loaded:
+        """Follow indexes down to the manifest for the platform."""
+        name = _name_in(descriptor.annotations, self._files.where)
+        for _ in range(4):
+            data = self._blob(descriptor)
+            document = parse_json(data, descriptor.digest)
+            if descriptor.media_type not in INDEX_TYPES and "manifests" not in document:
+                return Loaded(name, self._complete(data, document, descriptor.digest))
+            inner = descriptors_of(document, "manifests", descriptor.digest)
+            descriptor = choose(inner, self._platform, f"{self._files.where}: {descriptor.digest}")
+        raise ImageError(f"{self._files.where}: an index in an index in an index")
+
+    def _complete(self, manifest: bytes, document: dict[str, Any], where: str) -> Image:
+        config = descriptors_of({"config": [document.get("config")]}, "config", where)[0]
+        image = parse_image(manifest, self._blob(config), where, self._limits)
+        left = self._limits.image_bytes
+        for layer, diff_id in zip(image.layers, image.diff_ids, strict=True):
+            name = _blob_path(layer.digest)
+            with self._files.open(name) as file:
+                _, note = self._store.add_layer(file, layer.digest, layer, diff_id, self._progress, left)
+            left -= note.files_bytes
+        return image
+
+    def _saved(self, said: dict[str, Any], where: str) -> list[Loaded]:
+        config_name = said.get("Config")
+        layer_names, tags = _texts(said.get("Layers"), where), _texts(said.get("RepoTags") or [], where)
+        if not isinstance(config_name, str):
+            raise ImageError(f"{where}: an image has no Config")
+        config = self._read(config_name)
+        _check_named_digest(config_name, config, self._files.where)
+        settings = parse_json(config, f"{self._files.where}: {config_name}")
+        rootfs = settings.get("rootfs")
+        diff_ids = rootfs.get("diff_ids") if isinstance(rootfs, dict) else None
+        diff_ids = [parse_digest(one, config_name) for one in diff_ids or []]
+        if len(diff_ids) != len(layer_names) or len(diff_ids) > self._limits.layers:
+            raise ImageError(
+                f"{where}: {len(layer_names)} layers and {len(diff_ids)} diff_ids; "
+                f"they must be as many, and at most {self._limits.layers}"
+            )
+        layers = self._saved_layers(list(zip(layer_names, diff_ids, strict=True)))
+        image = parse_image(manifest_for(config, layers), config, where, self._limits)
+        names = [_parsed(tag, where) for tag in tags]
+        return [Loaded(name, image) for name in names] or [Loaded(None, image)]
+
+    def _saved_layers(self, wanted: list[tuple[str, str]]) -> list[Descriptor]:
+        layers, left = [], self._limits.image_bytes
+        for name, diff_id in wanted:
+            with self._files.open(name) as file:
+                digest, note = self._store.add_layer(
+                    file, name, diff_id=diff_id, progress=self._progress, most_bytes=left
+                )
+            left -= note.files_bytes
+            media = f"{LAYER_TYPE}+{note.packing}" if note.packing else LAYER_TYPE
+            layers.append(Descriptor(media, digest, self._store.blobs.size(digest)))
+        return layers
+
+    def _blob(self, descriptor: Descriptor) -> bytes:
+        data = self._read(_blob_path(descriptor.digest))
+        if digest_of(data) != descriptor.digest:
+            raise ImageError(
+                f"{self._files.where}: {descriptor.digest}: damaged or forged: it is {digest_of(data)}"
+            )
+        return data
+
+    def _read(self, name: str) -> bytes:
+        with self._files.open(name) as file:
+            data = file.read(JSON_BYTES + 1)
+        if len(data) > JSON_BYTES:
+            raise ImageError(f"{self._files.where}: {name}: larger than {JSON_BYTES} bytes")
+        return data
+
+
+class _Directory:
+    """An archive's files in a directory."""
+
+    def __init__(self, root: Path) -> None:
+        self.where = str(root)
+        self._root = Path(os.path.realpath(root))
+
+    def __contains__(self, name: str) -> bool:
+        return (self._root / name).is_file()
+
+    def open(self, name: str) -> IO[bytes]:
+        path = Path(os.path.realpath(self._root / clean_path(name, self.where)))
+        if not path.is_relative_to(self._root):
+            raise ImageError(f"{self.where}: {name} is a link that leads out of the archive")
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except FileNotFoundError:
+            raise ImageError(f"{self.where}: {name} is missing") from None
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise ImageError(f"{self.where}: {name} is no regular file")
+        return os.fdopen(fd, "rb")
+
+
+class _Tar:
+    """An archive's files in a tar that can be read anywhere."""
+
+    def __init__(self, file: IO[bytes], where: str) -> None:
+        self.where = where
+        self._members: dict[str, tarfile.TarInfo] = {}
+        try:
+            self._tar = tarfile.TarFile(fileobj=file, mode="r", tarinfo=StrictInfo, encoding="utf-8")
+            for info in self._tar:
+                self._add(info)
+        except ImageError as error:
+            raise ImageError(f"{where}: {error}") from None
+        except (tarfile.TarError, ValueError, OverflowError) as error:
+            raise ImageError(f"{where}: is no image archive: {error}") from None
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._members
+
+    def open(self, name: str) -> IO[bytes]:
+        path = clean_path(name, self.where)
+        for _ in range(_MOST_LINKS):
+            info = self._members.get(path)
+            if info is None:
+                raise ImageError(f"{self.where}: {name} is missing")
+            if info.isreg():
+                found = self._tar.extractfile(info)
+                if found:
+                    return found
+            if not info.issym() and not info.islnk():
+                break
+            path = self._followed(path, info)
+        raise ImageError(f"{self.where}: {name} is no regular file, or links lead round in a circle")
+
+    def _add(self, info: tarfile.TarInfo) -> None:
+        path = clean_path(info.name, self.where)
+        if info.isdir():
+            return
+        if path in self._members:
+            raise ImageError(f"{path} comes twice")
+        if len(self._members) >= _MOST_MEMBERS:
+            raise ImageError(f"more than {_MOST_MEMBERS} files")
+        self._members[path] = info
+
+    def _followed(self, path: str, info: tarfile.TarInfo) -> str:
+        if info.islnk():
+            return clean_path(info.linkname, self.where)
+        target = os.path.normpath(os.path.join(os.path.dirname(path), info.linkname))  # noqa: PTH118, PTH120 - no file system's
+        if target.startswith(("/", "../")):
+            raise ImageError(f"{self.where}: {path} is a link that leads out of the archive")
+        return clean_path(target, self.where)
+
+
+@contextmanager
+def _opened(store: ImageStore, source: Path | IO[bytes]) -> Iterator[_Files]:
+    """The files of an archive; a stream, or one that is packed, goes through a temporary file."""
+    if not isinstance(source, Path):
+        with _unpacked_file(store, source, "standard input") as file:
+            yield _Tar(file, "standard input")
+        return
+    if source.is_dir():
+        yield _Directory(source)
+        return
+    try:
+        file = source.open("rb")
+    except FileNotFoundError:
+        raise ImageNotFoundError(f"{source}: no such file") from None
+    with file:
+        seekable = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+        if seekable and not packing_of(file.read(4)):
+            file.seek(0)
+            yield _Tar(file, str(source))
+            return
+        if seekable:
+            file.seek(0)
+        with _unpacked_file(store, file, str(source)) as plain:
+            yield _Tar(plain, str(source))
+
+
+@contextmanager
+def _unpacked_file(store: ImageStore, source: IO[bytes], where: str) -> Iterator[IO[bytes]]:
+    with store.blobs.temporary() as file:
+        stream = Unpacked(source, 2 * store.limits.image_bytes, where)
+        while data := stream.read(_CHUNK):
+            file.write(data)
+        file.seek(0)
+        yield file
+
+
+def save(
+    store: ImageStore,
+    entries: list[Entry],
+    target: Path | IO[bytes],
+    docker: bool = True,
+    progress: Progress = silent,
+) -> None:
+    """Write images into one tar, the same for the same images, each layer once.
+
+    `docker` adds a manifest.json, so that docker of any age reads it. A file appears when it is complete.
+    """
+    with store.using():
+        if isinstance(target, Path):
+            with write_whole(target) as file:
+                _Saver(store, file, progress).write(entries, docker=docker)
+        else:
+            _Saver(store, target, progress).write(entries, docker=docker)
+
+
+class _Saver:
+    def __init__(self, store: ImageStore, file: IO[bytes], progress: Progress) -> None:
+        self._store = store
+        self._tar = tarfile.TarFile(fileobj=Sink(file), mode="w", format=tarfile.PAX_FORMAT)  # type: ignore[arg-type]  # see there
+        self._progress = progress
+
+    def write(self, entries: list[Entry], *, docker: bool) -> None:
+        images = [(entry, self._store.image(entry.descriptor)) for entry in entries]
+        self._small("oci-layout", b'{"imageLayoutVersion":"1.0.0"}')
+        self._small("index.json", canonical(_index(images)))
+        if docker:
+            self._small("manifest.json", canonical(_docker_manifest(images)))
+        for folder in ("blobs", "blobs/sha256"):
+            self._tar.addfile(_info(folder, 0, tarfile.DIRTYPE))
+        wanted: set[str] = set()
+        for entry, image in images:
+            wanted |= {entry.descriptor.digest, image.id}
+            wanted |= {layer.digest for layer in image.layers}
+        for digest in sorted(wanted):
+            self._blob(digest)
+        self._tar.close()
+
+    def _small(self, name: str, data: bytes) -> None:
+        self._tar.addfile(_info(name, len(data)), io.BytesIO(data))
+
+    def _blob(self, digest: str) -> None:
+        size = self._store.blobs.size(digest)
+        with self._store.blobs.open(digest) as blob:
+            reader = io.BufferedReader(blob, _CHUNK)
+            self._tar.addfile(_info(_blob_path(digest), size), reader)
+            if reader.read(1):  # the end, where it is verified
+                raise ImageError(f"{digest}: the blob has grown; load or pull its image again")
+            self._progress(digest, size, size)
+
+
+def _info(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.size, info.type = size, kind
+    info.mode = 0o755 if kind == tarfile.DIRTYPE else 0o644
+    return info
+
+
+def _index(images: list[tuple[Entry, Image]]) -> dict[str, Any]:
+    manifests = []
+    for entry, image in images:
+        platform = {
+            key: image.settings[key] for key in ("architecture", "os", "variant") if image.settings.get(key)
+        }
+        annotations = {}
+        if entry.name:
+            annotations = {_REF: entry.name.tag or entry.name.full, _CONTAINERD: entry.name.full}
+        manifests.append(replace(entry.descriptor, annotations=annotations, platform=platform).as_json())
+    return {"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": manifests}
+
+
+def _docker_manifest(images: list[tuple[Entry, Image]]) -> list[dict[str, Any]]:
+    """One element an image, with all its tags."""
+    found: dict[str, dict[str, Any]] = {}
+    for entry, image in images:
+        one = found.setdefault(
+            image.digest,
+            {
+                "Config": _blob_path(image.id),
+                "RepoTags": [],
+                "Layers": [_blob_path(layer.digest) for layer in image.layers],
+            },
+        )
+        if entry.name:
+            one["RepoTags"].append(entry.name.familiar)
+    return list(found.values())
+
+
+def _blob_path(digest: str) -> str:
+    return f"blobs/sha256/{digest.removeprefix('sha256:')}"
+
+
+def _name_in(annotations: dict[str, str], where: str) -> Name | None:
+    """The name an index gives to an image. A mere tag is none: it is the layout's own."""
+    text = annotations.get(_CONTAINERD) or annotations.get(_REF, "")
+    if not any(sign in text for sign in ":/@"):
+        return None
+    return _parsed(text, f"{where}: index.json")
+
+
+def _parsed(text: str, where: str) -> Name:
+    try:
+        return parse_name(text).with_tag()
+    except ConfigError as error:
+        raise ImageError(f"{where}: {error}") from None
+
+
+def _check_named_digest(name: str, data: bytes, where: str) -> None:
+    """A configuration is often named by its digest; then it must have it."""
+    stem = name.rpartition("/")[2].removesuffix(".json")
+    if len(stem) == 64 and set(stem) <= set("0123456789abcdef") and digest_of(data) != f"sha256:{stem}":
+        raise ImageError(f"{where}: {name}: damaged or forged: its digest is {digest_of(data)}")
+
+
+def _texts(found: object, where: str) -> list[str]:
+    if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
+        raise ImageError(f"{where}: Layers and RepoTags must be lists of names")
+    return found

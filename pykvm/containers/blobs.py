@@ -1,0 +1,207 @@
+"""Blobs are files named by the SHA-256 of what they hold; one is there complete or not at all.
+
+What comes in is written to a temporary file, synced, and renamed. What goes out is hashed again on its way.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import io
+import os
+import re
+import tempfile
+from contextlib import contextmanager, suppress
+from typing import IO, TYPE_CHECKING
+
+from pykvm.errors import ImageError, ImageNotFoundError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from _typeshed import WriteableBuffer
+
+__all__ = ["Blobs", "Ingest", "VerifyingReader", "digest_of", "parse_digest", "sync_directory", "write_whole"]
+
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+
+
+def digest_of(data: bytes) -> str:
+    """`sha256:` and the hexadecimal digest of `data`."""
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def parse_digest(text: object, where: str) -> str:
+    """`text`, if it is a digest; it becomes part of a path. Raises ImageError naming `where`."""
+    if not isinstance(text, str) or not _DIGEST.fullmatch(text):
+        raise ImageError(f"{where}: {str(text)[:80]!r} is no sha256 digest")
+    return text
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory last through a power cut."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+class Ingest:
+    """One blob on its way in: `write` it, then `commit`."""
+
+    def __init__(self, file: IO[bytes], target: Blobs) -> None:
+        self._file = file
+        self._target = target
+        self._hash = hashlib.sha256()
+        self.size_bytes = 0
+
+    @property
+    def digest(self) -> str:
+        """Of what has been written so far."""
+        return f"sha256:{self._hash.hexdigest()}"
+
+    def write(self, data: bytes | memoryview) -> None:
+        self._file.write(data)
+        self._hash.update(data)
+        self.size_bytes += len(data)
+
+    def commit(self, expected: str = "", size_bytes: int | None = None) -> str:
+        """Keep it under its digest, which is returned. Raises ImageError if another was expected."""
+        digest = self.digest
+        if size_bytes is not None and self.size_bytes != size_bytes:
+            raise ImageError(f"{expected}: it has {self.size_bytes} bytes and not {size_bytes}")
+        if expected and digest != expected:
+            raise ImageError(f"{expected}: damaged or forged: its content has {digest}")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._target.keep(self._file, digest)
+        return digest
+
+
+class VerifyingReader(io.RawIOBase):
+    """A blob's bytes; reading its end raises ImageError if they are not what the digest says."""
+
+    def __init__(self, file: IO[bytes], digest: str) -> None:
+        self._file = file
+        self._digest = digest
+        self._hash = hashlib.sha256()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer, /) -> int:
+        view = memoryview(buffer).cast("B")
+        count = self._file.readinto(view)  # type: ignore[attr-defined]  # IO lacks what FileIO has
+        if count:
+            self._hash.update(view[:count])
+        elif len(view) and f"sha256:{self._hash.hexdigest()}" != self._digest:
+            raise ImageError(f"{self._digest}: the blob is damaged; load or pull its image again")
+        return int(count or 0)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+class Blobs:
+    """The directory of blobs below `root`, as in an OCI image layout: blobs/sha256/HEX."""
+
+    def __init__(self, root: Path) -> None:
+        self.directory = root / "blobs" / "sha256"
+        self.incoming = root / "incoming"
+
+    def path(self, digest: str) -> Path:
+        """Where the blob is or would be."""
+        return self.directory / digest.removeprefix("sha256:")
+
+    def has(self, digest: str) -> bool:
+        return self.path(digest).is_file()
+
+    def size(self, digest: str) -> int:
+        """Bytes of a blob. Raises ImageNotFoundError."""
+        try:
+            return self.path(digest).stat().st_size
+        except FileNotFoundError:
+            raise _missing(digest) from None
+
+    def open(self, digest: str) -> VerifyingReader:
+        """The blob, verified when it has been read to its end. Raises ImageNotFoundError."""
+        try:
+            return VerifyingReader(self.path(digest).open("rb", buffering=0), digest)
+        except FileNotFoundError:
+            raise _missing(digest) from None
+
+    def read(self, digest: str, limit: int) -> bytes:
+        """All of a small blob, verified. Raises ImageError if it is larger than `limit` bytes."""
+        if self.size(digest) > limit:
+            raise ImageError(f"{digest}: larger than the {limit} bytes that such a document may have")
+        with self.open(digest) as blob:
+            return blob.readall()
+
+    def put(self, data: bytes) -> str:
+        """Keep `data`; its digest."""
+        digest = digest_of(data)
+        if not self.has(digest):
+            with self.ingest() as incoming:
+                incoming.write(data)
+                incoming.commit(digest)
+        return digest
+
+    @contextmanager
+    def ingest(self) -> Iterator[Ingest]:
+        """Take in one blob; nothing of it stays unless it is committed."""
+        with self.temporary() as file:
+            yield Ingest(file, self)
+
+    @contextmanager
+    def temporary(self) -> Iterator[IO[bytes]]:
+        """An unfinished file on the same file system, removed at the end unless renamed; held by a lock."""
+        with _temporary(self.incoming) as file:
+            yield file
+
+    def keep(self, file: IO[bytes], digest: str) -> None:
+        """Give a synced temporary file its name."""
+        os.replace(file.name, self.path(digest))  # noqa: PTH105 - the name is a str
+        sync_directory(self.directory)
+
+    def sweep(self) -> int:
+        """Remove what processes that are gone left unfinished; the bytes that are free now."""
+        freed = 0
+        with suppress(FileNotFoundError):
+            for path in self.incoming.iterdir():
+                with suppress(OSError), path.open("rb") as file:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    freed += path.stat().st_size
+                    path.unlink()
+        return freed
+
+
+@contextmanager
+def write_whole(path: Path) -> Iterator[IO[bytes]]:
+    """A file that appears at `path` when the block ends without an error, synced; else nothing changes."""
+    with _temporary(path.parent) as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+        os.replace(file.name, path)  # noqa: PTH105 - the name is a str
+        sync_directory(path.parent)
+
+
+@contextmanager
+def _temporary(directory: Path) -> Iterator[IO[bytes]]:
+    fd, name = tempfile.mkstemp(prefix=".new-", dir=directory)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        os.fchmod(fd, 0o644)
+        with open(name, "r+b", closefd=True) as file:  # noqa: PTH123 - its `name` must be this str
+            yield file
+    finally:
+        os.close(fd)
+        with suppress(FileNotFoundError):
+            os.unlink(name)  # noqa: PTH108 - the name is a str
+
+
+def _missing(digest: str) -> ImageNotFoundError:
+    return ImageNotFoundError(f"{digest}: this blob is not in the store; load or pull its image again")
