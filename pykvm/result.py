@@ -25,7 +25,7 @@ pykvm's own failures are exceptions; their statuses (125, 126, 127; 2 for wrong 
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -173,7 +173,8 @@ class RunResult:
     `exits` counts the returns of KVM_RUN by reason ("IO", "MMIO", "HLT" …). `last_exits` holds the
     newest records of each vCPU in order of time, `trace` all of them where the machine traced. `warnings`
     tells in one line each what did not end the run but went wrong beside it (a sink that failed). `fault` is
-    why a program in the paravirtual kernel was killed.
+    why a program in the paravirtual kernel was killed. `kvm_counts` are KVM's own statistics, where the run
+    was traced: how often each thing happened inside KVM, by the kernel's name for it.
     """
 
     reason: EndReason
@@ -189,6 +190,7 @@ class RunResult:
     kvm: str = ""
     warnings: tuple[str, ...] = ()
     fault: ProgramFault | None = None
+    kvm_counts: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def text(self) -> str:

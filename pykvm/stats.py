@@ -9,12 +9,15 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pykvm._native import ffi
 from pykvm.errors import KvmError
 
-__all__ = ["Stat", "StatsReader"]
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["Stat", "StatsCounter", "StatsReader"]
 
 _KINDS = ("cumulative", "instant", "peak", "linear histogram", "logarithmic histogram")
 _UNITS = ("", "bytes", "seconds", "cycles", "boolean")
@@ -79,6 +82,48 @@ class StatsReader:
             values = struct.unpack_from(f"<{d.words}Q", data, d.at - self._start)
             found[d.name] = Stat(d.name, d.kind, d.unit, d.base, d.exponent, values)
         return found
+
+
+class StatsCounter:
+    """What several statistics have counted since this was made: those of a VM and its vCPUs, added by name.
+
+    Only what counts events or sums is counted; levels, peaks and histograms are left out.
+    """
+
+    def __init__(self, fds: Iterable[int]) -> None:
+        """Owns the fds. Raises KvmError and OSError as StatsReader does."""
+        self._readers: list[StatsReader] = []
+        self._begin: list[dict[str, Stat]] = []
+        try:
+            for fd in fds:
+                self._readers.append(_reader(fd))
+            self._begin = [reader.read() for reader in self._readers]
+        except BaseException:
+            self.close()
+            raise
+
+    def counts(self) -> dict[str, int]:
+        """Name -> how much more it is now; what has not moved is left out."""
+        found: dict[str, int] = {}
+        for reader, begin in zip(self._readers, self._begin, strict=True):
+            for name, stat in reader.read().items():
+                more = stat.value - begin[name].value
+                if stat.kind == "cumulative" and more:
+                    found[name] = found.get(name, 0) + more
+        return found
+
+    def close(self) -> None:
+        """Close the fds."""
+        for reader in self._readers:
+            reader.close()
+
+
+def _reader(fd: int) -> StatsReader:
+    try:
+        return StatsReader(fd)
+    except BaseException:
+        os.close(fd)
+        raise
 
 
 def _describe(raw: bytes) -> tuple[str, list[_Descriptor]]:

@@ -152,7 +152,7 @@ class ExitSource:
         self._describe = describe
         self._waiting: deque[bytes] = deque()
         self._changed = Condition()
-        self._is_abandoned = False
+        self._is_abandoned = self._is_cut = False
 
     def collect(self, is_over: Callable[[], bool]) -> None:
         """Take what the ring holds; wait while too much is waiting already, unless the run is over."""
@@ -162,6 +162,8 @@ class ExitSource:
                 self._changed.wait(_LONGEST_WAIT_S)
 
     def _collect(self) -> None:
+        if self._is_cut:
+            return
         if raw := self._ring.take():
             self._waiting.append(raw)
             if self._keep:
@@ -171,6 +173,13 @@ class ExitSource:
         """Nobody will take any more: let no vCPU wait."""
         with self._changed:
             self._is_abandoned = True
+            self._changed.notify_all()
+
+    def cut(self) -> None:
+        """The vCPU is stopped and gets another ring: what this one holds is the last; let nobody wait."""
+        with self._changed:
+            self._collect()
+            self._is_cut = self._is_abandoned = True
             self._changed.notify_all()
 
     def take(self) -> tuple[Sequence[TraceEvent], int]:

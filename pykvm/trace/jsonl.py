@@ -113,7 +113,8 @@ class JsonLinesSink:
             stats = result.stats
             end |= {"reason": str(result.reason), "exit_code": result.exit_code, "detail": result.detail}
             end |= {"wall_ns": stats.wall_ns, "exits": stats.exits, "dropped": stats.dropped_records}
-            end["skipped_steps"] = stats.skipped_steps
+            end |= {"skipped_steps": stats.skipped_steps, "entries": stats.entries}
+            end["kvm_counts"] = dict(result.kvm_counts)
         self._line(end)
         self._output.close()
 

@@ -177,10 +177,17 @@ class TraceRing:
         self._hold = ffi.from_buffer(self._map)
         self._ring = ring
         self._keep_newest = keep_newest
-        ring.records = ffi.cast("struct trace_record *", self._hold)
-        ring.capacity = capacity
+        self._capacity = capacity
         mode = lib.RING_DROP if drop else lib.RING_STOP
-        ring.mode = lib.RING_OVERWRITE if keep_newest else mode
+        self._mode = lib.RING_OVERWRITE if keep_newest else mode
+        self.install()
+
+    def install(self) -> None:
+        """Be the vCPU's ring, and empty, from now on; the vCPU is stopped."""
+        ring = self._ring
+        ring.records = ffi.cast("struct trace_record *", self._hold)
+        ring.capacity, ring.mode = self._capacity, self._mode
+        ring.head = ring.tail = 0
 
     @property
     def dropped(self) -> int:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
 
 from pykvm._native import ffi
 from pykvm.boot import symbols
 from pykvm.boot.image import nearest_symbol
-from pykvm.errors import ImageError
+from pykvm.errors import ImageError, KvmError
+from pykvm.stats import StatsCounter
 from pykvm.trace.event import TraceAbout
 from pykvm.trace.exits import ExitNames, ExitSource
 from pykvm.trace.record import RECORD_BYTES, TraceRing
@@ -51,10 +54,13 @@ class Recorder:
         self._loops: list[Any] = []
         self._rings: Sequence[TraceRing] = ()
         self._is_finished = False
+        self._finishing = threading.Lock()
         self._lines: SourceLines | None = None
         self._names: ExitNames | None = None
         self._clock = RunningClock()
         self._keeps_all = False
+        self._counter: StatsCounter | None = None
+        self._counts: dict[str, int] = {}
 
     def add_sink(self, sink: Sink | _Function, selection: Selection | None) -> None:
         """Send events to a sink or a function."""
@@ -93,6 +99,11 @@ class Recorder:
                 vcpu.loop.step_period = self.step
                 vcpu.guest_debug(step=True)
                 self._loops.append(vcpu.loop)
+        if machine.paravirt:
+            from pykvm.paravirt.calls import ProgramCalls  # noqa: PLC0415 - only programs pay
+
+            self.tracer.add_source(ProgramCalls(machine.paravirt, machine.memory, clock))
+        self._count(machine)
         about = TraceAbout(
             image=Path(image.name).name if image else "",
             vcpus=len(machine.vcpus),
@@ -112,6 +123,16 @@ class Recorder:
         self.tracer.add_source(source)
         return ring
 
+    def _count(self, machine: Machine) -> None:
+        """Have KVM's own statistics counted from now on."""
+        if machine.vm is None:
+            return
+        try:
+            fds = [machine.vm.stats_fd, *(vcpu.stats_fd for vcpu in machine.vcpus)]
+            self._counter = StatsCounter(open_fd() for open_fd in fds)
+        except (KvmError, OSError) as error:  # kernels before 5.14 have none
+            self.tracer.troubles.append(f"KVM's own statistics can't be read: {error}")
+
     def _disassembler(self, machine: Machine) -> Callable[[memoryview], str]:
         from pykvm.trace.disasm import Disassembler, SourceLines  # noqa: PLC0415 - capstone takes 50 ms
 
@@ -129,11 +150,36 @@ class Recorder:
         for source in self._exits:
             source.abandon()
 
+    def join(self, sink: Sink, selection: Selection | None) -> None:
+        """Send events to one more sink from now on."""
+        self.tracer.join(sink, selection)
+
+    def leave(self, sink: Sink) -> None:
+        """Send nothing more to a sink, and close it."""
+        self.tracer.leave(sink)
+
+    def cut(self) -> None:
+        """The vCPUs are stopped and get other rings: what these hold are the last exits."""
+        for source in self._exits:
+            source.cut()
+
     def finish(self) -> None:
-        """The guest has stopped: hand on the last events. A second call does nothing."""
-        if not self._is_finished:
-            self._is_finished = True
-            self.tracer.finish()
+        """The guest has stopped: hand on the last events. A second call does nothing; from any thread."""
+        with self._finishing:
+            if not self._is_finished:
+                self._is_finished = True
+                self.tracer.finish()
+                if self._counter:
+                    self._counts = self._counter.counts()
+
+    def close(self, result: RunResult | None) -> None:
+        """After finish(): close all sinks, with the run's `result` if there is one."""
+        if self._lines:
+            self._lines.close()
+        if self._counter:
+            self._counter.close()
+        self.result = replace(result, kvm_counts=self._counts) if result else None
+        self.tracer.close(self.result)
 
     def __enter__(self) -> Self:
         return self
@@ -141,9 +187,7 @@ class Recorder:
     def __exit__(self, *exc: object) -> None:
         """Close all sinks, with `result` if there is one; what went wrong stands in `warnings`."""
         self.finish()
-        if self._lines:
-            self._lines.close()
-        self.tracer.close(self.result)
+        self.close(self.result)
         if self.step and not any(loop.steps for loop in self._loops):
             self.tracer.troubles.append("this KVM did not single-step: no instruction could be sampled")
         if dropped := sum(ring.dropped for ring in self._rings):

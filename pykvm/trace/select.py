@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from pykvm.errors import ConfigError
@@ -14,14 +15,16 @@ if TYPE_CHECKING:
 
 __all__ = ["Selection", "check_words", "parse_ports"]
 
+_TASK = re.compile(r"\[(\d+)(?::\d+)?\]$")
+
 
 class Selection:
     """Which events are wanted. An empty part of it wants everything; notes always pass.
 
     `only` and `without` hold kinds of event or exit reasons ("hypercall", "IO"; case does not matter),
-    `ports` ranges of I/O ports or gpas that exits must touch, `syscalls` and `hypercalls` names. An event
-    that one of the last three does not speak of (a halt where ports are chosen) is left out, unless `only`
-    names it.
+    `ports` ranges of I/O ports or gpas that exits must touch, `syscalls` and `hypercalls` names, `processes`
+    numbers of the guest's processes, whose syscalls are wanted. An event that none of the last four speaks of
+    (a halt where ports are chosen) is left out, unless `only` names it.
     """
 
     def __init__(
@@ -32,17 +35,26 @@ class Selection:
         ports: Iterable[range] = (),
         syscalls: Iterable[str] = (),
         hypercalls: Iterable[str] = (),
+        processes: Iterable[int] = (),
     ) -> None:
         self._only = frozenset(word.lower() for word in only)
         self._without = frozenset(word.lower() for word in without)
         self._ports = tuple(ports)
         self._names = {"syscall": frozenset(syscalls), "hypercall": frozenset(hypercalls)}
-        self._is_narrow = bool(self._ports or syscalls or hypercalls)
+        self._processes = frozenset(processes)
+        self._is_narrow = bool(self._ports or self._processes or any(self._names.values()))
         self.is_everything = not (self._only or self._without or self._is_narrow)
 
     def keep(self, events: Sequence[TraceEvent]) -> Sequence[TraceEvent]:
         """Those of `events` that are wanted."""
         return events if self.is_everything else [event for event in events if self.wants(event)]
+
+    def may_want(self, kind: str) -> bool:
+        """Whether any event of `kind`, which no exit brings, could be wanted: else nobody need produce it."""
+        if kind in self._without or (self._only and kind not in self._only):
+            return False
+        chosen = bool(self._names.get(kind) or (kind == "syscall" and self._processes))
+        return not self._is_narrow or kind in self._only or chosen
 
     def wants(self, event: TraceEvent) -> bool:
         """Whether `event` is wanted."""
@@ -58,13 +70,23 @@ class Selection:
         return not self._is_narrow or self._is_chosen(event, named=named)
 
     def _is_chosen(self, event: TraceEvent, *, named: bool) -> bool:
+        if event.kind == "syscall" and self._processes and _process(event.task) not in self._processes:
+            return False
         names = self._names.get(event.kind)
         if names:
             return event.name in names
+        if event.kind == "syscall" and self._processes:
+            return True
         if self._ports and event.kind in ("exit", "mark"):
             address = next((value for name, value in event.args if name in ("port", "gpa")), None)
             return named or any(address in where for where in self._ports)
         return named
+
+
+def _process(task: str) -> int | None:
+    """The process number in "name[12]" or "name[12:13]"; None where it is not known."""
+    found = _TASK.search(task)
+    return int(found[1]) if found else None
 
 
 def parse_ports(text: str) -> range:

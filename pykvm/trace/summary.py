@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from textwrap import fill
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pykvm.trace.histogram import Histogram
@@ -15,17 +16,20 @@ if TYPE_CHECKING:
     from pykvm.trace.event import TraceAbout, TraceEvent
     from pykvm.trace.output import TraceOutput
 
-__all__ = ["Share", "Summary", "SummarySink", "shares"]
+__all__ = ["Share", "Summary", "SummarySink", "shares", "sums"]
 
-_SECTIONS = {
-    "exit": "exits to userspace",
-    "hypercall": "hypercalls",
-    "syscall": "syscalls",
+_SECTIONS = {  # from the program down to the hardware
+    "syscall": "syscalls of the guest's programs",
+    "hypercall": "hypercalls of its kernel",
     "kvm": "exits that KVM answered",
-    "host": "host syscalls",
+    "exit": "exits to userspace",
+    "host": "syscalls of pykvm",
 }
 _EXITS = ("exit", "mark", "step")
 _RING = "RING"
+_KEYED = (*_EXITS, "host")  # whose row's name depends on their arguments
+_NOTES_MAX = 100
+_WIDTH = 120
 _ROWS_MAX = 1000  # a guest can touch as many addresses as it likes
 _KNOWN_MAX = 4096
 _COLUMNS = ("count", "share", "time", "min", "mean", "p50", "p99", "max")
@@ -58,13 +62,16 @@ class Summary:
     def __init__(self) -> None:
         self.rows: dict[str, dict[str, Histogram]] = {section: {} for section in _SECTIONS}
         self._known: dict[Any, tuple[Histogram, ...]] = {}
+        self.notes: list[str] = []
         self.events = 0
 
     def add(self, event: TraceEvent) -> None:
         """Count one event: a hypercall counts as itself and as the exit that brought it."""
         self.events += 1
         kind = event.kind
-        key = (kind, event.name, event.via, event.args if kind in _EXITS else ())
+        if kind == "note" and len(self.notes) < _NOTES_MAX:
+            self.notes.append(event.name)
+        key = (kind, event.name, event.via, event.args if kind in _KEYED else ())
         histograms = self._known.get(key)
         if histograms is None:
             if len(self._known) >= _KNOWN_MAX:
@@ -93,6 +100,10 @@ class Summary:
             found["wall_ns"] = stats.wall_ns
             found["time_ns"] = {share.name: share.ns for share in shares(stats, vcpus)}
             found["exits"], found["dropped_records"] = stats.exits, stats.dropped_records
+            found["entries"], found["skipped_steps"] = stats.entries, stats.skipped_steps
+            found["kvm_counts"] = dict(result.kvm_counts)
+        if self.notes:
+            found["notes"] = self.notes
         return found
 
 
@@ -104,6 +115,9 @@ def _rows(event: TraceEvent) -> list[tuple[str, str]]:
     if kind == "hypercall":
         rows = [("hypercall", event.name)]  # out of a ring it is no exit
         return rows if event.via == _RING else [*rows, ("exit", f"{event.via} hypercall")]
+    if kind == "host":
+        request = dict(event.args).get("request")
+        return [("host", f"{event.name} {request}" if request else event.name)]
     return [(kind, event.name)] if kind in _SECTIONS else []
 
 
@@ -166,15 +180,45 @@ class SummarySink:
 
 
 def render(summary: Summary, result: RunResult | None, vcpus: int, *, is_terminal: bool = False) -> str:
-    """The summary as tables: whose time it was, then a table for each section that has rows."""
+    """The summary as text: whose time it was, one table of everything that happened, what adds up."""
     wall_ns = (
         result.stats.wall_ns * vcpus if result else sum(row.total for row in summary.rows["exit"].values())
     )
     tables = [_time_table(result, vcpus)] if result else []
-    for section, title in _SECTIONS.items():
-        if rows := summary.rows[section]:
-            tables.append(_section(title, rows, wall_ns))
-    return _print(tables, is_terminal=is_terminal)
+    if any(summary.rows.values()):
+        tables.append(_events_table(summary.rows, wall_ns))
+    text = _print(tables, is_terminal=is_terminal)
+    lines = [f"{what}: {how}" for what, how in (sums(summary, result) if result else ())]
+    lines += summary.notes
+    return text + "".join(f"{fill(line, _WIDTH, subsequent_indent='  ')}\n" for line in lines)
+
+
+def sums(summary: Summary, result: RunResult) -> list[tuple[str, str]]:
+    """What must agree, and whether it does: the rows with the exit loop's counters, and KVM's own figures."""
+    counts = result.kvm_counts
+    found = _counted(summary, result) if result.exits else []  # who came in the middle can't compare
+    if counts:
+        named = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+        found.append(("KVM's own statistics", ", ".join(f"{name} {count}" for name, count in named)))
+    return found
+
+
+def _counted(summary: Summary, result: RunResult) -> list[tuple[str, str]]:
+    stats = result.stats
+    listed = sum(row.count for row in summary.rows["exit"].values())
+    more = [(stats.dropped_records, "dropped"), (stats.skipped_steps, "steps between the sampled ones")]
+    parts = "".join(f" + {count} {word}" for count, word in more if count)
+    left_out = stats.exits - listed - stats.dropped_records - stats.skipped_steps
+    interrupted = stats.entries - stats.exits
+    return [
+        ("exits to userspace", f"{listed} in the table{parts}{_rest(left_out)} = {stats.exits}"),
+        ("calls of KVM_RUN", f"{stats.exits} with an exit + {interrupted} interrupted = {stats.entries}"),
+    ]
+
+
+def _rest(count: int) -> str:
+    """What a selection has left out of the table."""
+    return f" + {count} not selected" if count else ""
 
 
 def _time_table(result: RunResult, vcpus: int) -> Any:
@@ -192,16 +236,20 @@ def _time_table(result: RunResult, vcpus: int) -> Any:
     return table
 
 
-def _section(title: str, rows: Mapping[str, Histogram], whole_ns: int) -> Any:
+def _events_table(sections: Mapping[str, Mapping[str, Histogram]], whole_ns: int) -> Any:
+    """A part for each section that has rows; its first line is the sum of the others."""
     from rich.table import Table  # noqa: PLC0415 - as above
 
-    table = _table(Table, title, _COLUMNS)
-    for name in _order(rows):
-        table.add_row(name, *_cells(rows[name], whole_ns))
-    if len(rows) > 1:
+    table = _table(Table, "what happened, layer by layer", _COLUMNS)
+    for section, title in _SECTIONS.items():
+        rows = sections[section]
+        if not rows:
+            continue
         count, total = sum(row.count for row in rows.values()), sum(row.total for row in rows.values())
         table.add_section()
-        table.add_row("all", str(count), _percent(total, whole_ns), duration_text(total))
+        table.add_row(title, str(count), _percent(total, whole_ns), duration_text(total), style="bold")
+        for name in _order(rows):
+            table.add_row(f"  {name}", *_cells(rows[name], whole_ns))
     return table
 
 
@@ -230,7 +278,7 @@ def _print(tables: Sequence[Any], *, is_terminal: bool) -> str:
     from rich.console import Console  # noqa: PLC0415 - as above
 
     out = StringIO()
-    console = Console(file=out, width=140, force_terminal=is_terminal, highlight=False)
+    console = Console(file=out, width=_WIDTH + 20, force_terminal=is_terminal, highlight=False)
     for table in tables:
         console.print(table)
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"

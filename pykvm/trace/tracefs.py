@@ -27,6 +27,7 @@ __all__ = ["KernelSource", "TracefsError", "tracefs_folder"]
 _FOLDERS = (Path("/sys/kernel/tracing"), Path("/sys/kernel/debug/tracing"))
 _BUFFER_KIB = 4096
 _PAGE_BYTES = 65536
+_PAGES_MOST = 2048  # at once, of one CPU
 _WINDOW_NS = 2_000_000
 _SYSCALLS = ("sys_enter", "sys_exit")
 # what tells more of an exit, and the fields worth showing
@@ -67,13 +68,15 @@ def tracefs_folder() -> Path:
 class KernelSource:
     """A trace Source: events of kind "kvm" and "host" for this process' threads, until finish().
 
-    `host_calls` asks for the system calls too; `syscall_name` and `ioctl_name` turn numbers into names.
+    `kvm` asks for KVM's answers, `host_calls` for the system calls; those of the thread that calls take() are
+    left out: it would go round in a circle. `syscall_name` and `ioctl_name` turn numbers into names.
     Raises TracefsError where tracepoints can't be read.
     """
 
     def __init__(
         self,
         *,
+        kvm: bool = True,
         host_calls: bool = True,
         syscall_name: Callable[[int], str] = str,
         ioctl_name: Callable[[int], str] = hex,
@@ -85,21 +88,22 @@ class KernelSource:
         self._open: dict[int, tuple[RawEvent, TraceEvent, bool]] = {}
         self._calls: dict[int, tuple[int, int, tuple[int, ...]]] = {}
         self.lost = 0
+        self._reader = self._skipped = 0
         self._fds: list[int] = []
         self._instance = root / "instances" / f"pykvm-{os.getpid()}-{threading.get_native_id()}"
         try:
             self._instance.mkdir()
-            self._switch_on(root, host_calls=host_calls)
+            self._switch_on(root, kvm=kvm, host_calls=host_calls)
         except OSError as error:
             self.close()
             raise TracefsError(f"{error.filename or self._instance}: {error.strerror}") from None
 
-    def _switch_on(self, root: Path, *, host_calls: bool) -> None:
+    def _switch_on(self, root: Path, *, kvm: bool, host_calls: bool) -> None:
         self._write("trace_clock", "mono")
         self._write("buffer_size_kb", str(_BUFFER_KIB))
         self._write("options/event-fork", "1")
         self._write("set_event_pid", str(os.getpid()))
-        wanted = [("kvm", name) for name in (*_FRAME, *_DETAILS)]
+        wanted = [("kvm", name) for name in (*_FRAME, *_DETAILS) if kvm]
         wanted += [("raw_syscalls", name) for name in _SYSCALLS if host_calls]
         for system, name in wanted:
             try:
@@ -108,7 +112,7 @@ class KernelSource:
             except (OSError, ValueError):
                 continue  # this kernel has no such tracepoint
             self._formats[known.number] = known
-        if not any(known.name in _FRAME for known in self._formats.values()):
+        if kvm and not any(known.name in _FRAME for known in self._formats.values()):
             raise TracefsError("this kernel has no tracepoints of KVM")
         for cpu in sorted((self._instance / "per_cpu").iterdir()):
             self._fds.append(os.open(cpu / "trace_pipe_raw", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
@@ -129,10 +133,21 @@ class KernelSource:
     def take(self) -> tuple[Sequence[TraceEvent], int]:
         """New events in order of time, and the time before which no more will come."""
         until = time.monotonic_ns() - _WINDOW_NS
+        self._leave_out(threading.get_native_id())
         events = self._collect()
         oldest = [event.time_ns for _, event, _ in self._open.values()]
         oldest += [start for start, _, _ in self._calls.values()]
         return events, min([until, *oldest])
+
+    def _leave_out(self, thread: int) -> None:
+        """Have nothing traced of the thread that reads: every read would make more to read, for ever."""
+        if thread == self._reader:
+            return
+        self._reader = thread
+        try:
+            self._write("set_event_notrace_pid", str(thread))
+        except OSError:  # kernels before 5.7 can't; there _PAGES_MOST ends it
+            self._skipped = self._skipped or thread
 
     def finish(self) -> Sequence[TraceEvent]:
         """What is left; then the instance is gone."""
@@ -140,6 +155,9 @@ class KernelSource:
             self._write("tracing_on", "0")
         events = self._collect()
         self.close()
+        if self.lost:
+            text = f"{self.lost} events of the host's kernel came faster than they were read, and are lost"
+            events.append(TraceEvent(time.monotonic_ns(), "note", "pykvm", text))
         return events
 
     def _collect(self) -> list[TraceEvent]:
@@ -151,7 +169,7 @@ class KernelSource:
 
     def _pages(self, fd: int) -> list[RawEvent]:
         events: list[RawEvent] = []
-        while True:
+        for _ in range(_PAGES_MOST):
             try:
                 page = os.read(fd, _PAGE_BYTES)
             except BlockingIOError:
@@ -163,6 +181,7 @@ class KernelSource:
                     self.lost += max(item, 1)
                 else:
                     events.append(item)
+        return events
 
     def _digest(self, raw: RawEvent) -> list[TraceEvent]:
         """The events that are complete with this one."""
@@ -196,6 +215,7 @@ class KernelSource:
             if (
                 isinstance(number, int)
                 and isinstance(args, tuple)
+                and raw.tid != self._skipped
                 and args[:1] not in [(fd,) for fd in self._fds]
             ):
                 self._calls[raw.tid] = (raw.time_ns, number, args)

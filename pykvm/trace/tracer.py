@@ -76,6 +76,8 @@ class Tracer:
         self._held: list[TraceEvent] = []
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._main, name="tracer", daemon=True)
+        self._about: TraceAbout | None = None
+        self._putting = threading.Lock()
         self.troubles: list[str] = []
         self.events = 0
 
@@ -86,7 +88,22 @@ class Tracer:
 
     def add_sink(self, sink: Sink, selection: Selection | None = None) -> None:
         """Send the events of `selection`, by default all, to `sink`. Before start() only."""
-        self._outlets.append(_Outlet(sink, selection or Selection()))
+        self._outlets = [*self._outlets, _Outlet(sink, selection or Selection())]
+
+    def join(self, sink: Sink, selection: Selection | None = None) -> None:
+        """The same while the tracer runs: what comes from now on."""
+        outlet = _Outlet(sink, selection or Selection())
+        if self._about:
+            self._try(outlet, lambda sink: sink.open(self._about))  # type: ignore[arg-type]
+        self._outlets = [*self._outlets, outlet]
+
+    def leave(self, sink: Sink) -> None:
+        """Nothing more goes to `sink`; it is closed when nobody writes to it any more."""
+        gone = [outlet for outlet in self._outlets if outlet.sink is sink]
+        self._outlets = [outlet for outlet in self._outlets if outlet.sink is not sink]
+        with self._putting:
+            for outlet in gone:
+                self._try(outlet, lambda sink: sink.close(None), always=True)
 
     def add_source(self, source: Source) -> None:
         """Take events from `source` too, at any time before finish()."""
@@ -96,6 +113,7 @@ class Tracer:
 
     def start(self, about: TraceAbout) -> None:
         """Open the sinks and begin to read."""
+        self._about = about
         for outlet in self._outlets:
             self._try(outlet, lambda sink: sink.open(about))
         self._thread.start()
@@ -154,9 +172,10 @@ class Tracer:
         self.events += len(events)
         for start in range(0, len(events), _PIECE):  # a full disk shall have room for most of them
             piece = events[start : start + _PIECE]
-            for outlet in self._outlets:
-                if wanted := outlet.selection.keep(piece):
-                    self._try(outlet, partial(_write, wanted))
+            with self._putting:
+                for outlet in self._outlets:
+                    if wanted := outlet.selection.keep(piece):
+                        self._try(outlet, partial(_write, wanted))
 
     def _try(self, outlet: _Outlet, do: Callable[[Sink], object], *, always: bool = False) -> None:
         if outlet.error and not always:

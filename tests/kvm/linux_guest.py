@@ -1,7 +1,7 @@
 """A stock Debian kernel and a first process of our own: what the tests that need a whole Linux boot.
 
-Where a lab can't compile or fetch, the files come from a directory that PYKVM_LINUX_FILES names; prepare()
-fills one.
+Where a lab can't compile or fetch, the files come from a directory that PYKVM_LINUX_FILES names; prepare(),
+and this file as a program, fill one.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 from pykvm.lab import cpio
@@ -49,3 +50,9 @@ def initrd(folder: Path) -> bytes:
     init = (folder / "init").read_bytes()
     console = cpio.device("dev/console", "c", 5, 1)
     return cpio.pack([cpio.file("init", init, 0o755), cpio.directory("dev"), console])
+
+
+if __name__ == "__main__":
+    place = Path(sys.argv[1])
+    place.mkdir(parents=True, exist_ok=True)
+    sys.exit(prepare(place, fetch=True) or 0)

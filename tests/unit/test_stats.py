@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pykvm._native import ffi
 from pykvm.errors import KvmError
-from pykvm.stats import StatsReader
+from pykvm.stats import StatsCounter, StatsReader
 
 NAME_BYTES = 16
 
@@ -92,3 +92,30 @@ def test_a_truncated_file_is_refused() -> None:
     """A header without its descriptors is named as such."""
     with pytest.raises(KvmError, match="statistics can't be read"):
         reader_of(stats_file([("exits", 0, 0, (7,))])[:60])
+
+
+def test_a_counter_tells_how_much_more_it_is_by_now() -> None:
+    """Of what counts, over several files; what stands still, levels and histograms are left out."""
+    rows = [("exits", 0, 0, (7,)), ("still", 0, 0, (1,)), ("level", 1, 0, (1,)), ("hist", 4, 0, (1, 1))]
+    fds = [os.memfd_create("stats") for _ in range(2)]
+    for fd in fds:
+        os.write(fd, stats_file(rows))
+    counter = StatsCounter(iter(fds))
+    later = [("exits", 0, 0, (9,)), ("still", 0, 0, (1,)), ("level", 1, 0, (5,)), ("hist", 4, 0, (2, 1))]
+    for fd in fds:
+        os.pwrite(fd, stats_file(later), 0)
+    assert counter.counts() == {"exits": 4}
+    counter.close()
+    with pytest.raises(OSError, match="Bad file"):
+        os.fstat(fds[0])
+
+
+def test_a_counter_that_can_not_be_made_holds_nothing() -> None:
+    """One file of several is no statistics: all are closed."""
+    good, bad = os.memfd_create("good"), os.memfd_create("bad")
+    os.write(good, stats_file([("exits", 0, 0, (7,))]))
+    with pytest.raises(KvmError):
+        StatsCounter(iter([good, bad]))
+    for fd in (good, bad):
+        with pytest.raises(OSError, match="Bad file"):
+            os.fstat(fd)

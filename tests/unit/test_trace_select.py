@@ -14,7 +14,7 @@ from pykvm.trace.select import Selection, check_words, parse_ports
 EXIT = event()
 HALT = event(name="HLT", via="HLT", args=())
 CALL = event(kind="hypercall", name="time", args=())
-SYSCALL = event(kind="syscall", name="openat", via="", layer="guest kernel", args=())
+SYSCALL = event(kind="syscall", name="openat", via="", layer="guest kernel", args=(), task="init[7:9]")
 MMIO = event(name="MMIO", via="MMIO", args=(("way", "read"), ("gpa", 0xD000_0000)))
 NOTE = event(kind="note", name="dropped 3 records", via="", args=())
 ALL = [EXIT, HALT, CALL, SYSCALL, MMIO, NOTE]
@@ -36,12 +36,36 @@ ALL = [EXIT, HALT, CALL, SYSCALL, MMIO, NOTE]
         ({"ports": [range(0xE9, 0xEA)], "only": ["hlt", "io"]}, [EXIT, HALT, CALL, NOTE]),
         ({"syscalls": ["openat"]}, [SYSCALL, NOTE]),
         ({"syscalls": ["read"]}, [NOTE]),
+        ({"processes": [7]}, [SYSCALL, NOTE]),
+        ({"processes": [8, 1]}, [NOTE]),
+        ({"processes": [7], "syscalls": ["read"]}, [NOTE]),
+        ({"processes": [7], "only": ["hlt", "syscall"]}, [HALT, SYSCALL, NOTE]),
         ({"hypercalls": ["time"], "syscalls": ["openat"]}, [CALL, SYSCALL, NOTE]),
     ],
 )
 def test_selection_keeps_what_was_asked_for(chosen: dict[str, Any], wanted: list[Any]) -> None:
     """And the tracer's own notes, always."""
     assert list(Selection(**chosen).keep(ALL)) == wanted
+
+
+@pytest.mark.parametrize(
+    ("chosen", "wanted"),
+    [
+        ({}, {"syscall", "kvm", "host"}),
+        ({"only": ["exit", "kvm"]}, {"kvm"}),
+        ({"without": ["host", "kvm"]}, {"syscall"}),
+        ({"ports": [range(1)]}, set()),
+        ({"ports": [range(1)], "only": ["host", "exit"]}, {"host"}),
+        ({"syscalls": ["read"]}, {"syscall"}),
+        ({"hypercalls": ["time"]}, set()),
+        ({"processes": [1]}, {"syscall"}),
+        ({"processes": [1], "without": ["syscall"]}, set()),
+    ],
+)
+def test_a_kind_that_nobody_wants_need_not_be_produced(chosen: dict[str, Any], wanted: set[str]) -> None:
+    """And one that an event could pass by is."""
+    selection = Selection(**chosen)
+    assert {kind for kind in ("syscall", "kvm", "host") if selection.may_want(kind)} == wanted
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import starmap
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from trace_parts import Memory, event, result, stats, written
 
 from pykvm.trace.histogram import Histogram
-from pykvm.trace.summary import Summary, SummarySink, shares
+from pykvm.trace.summary import Summary, SummarySink, shares, sums
 
 if TYPE_CHECKING:
     from pykvm.trace.event import TraceEvent
@@ -123,6 +124,39 @@ def test_json_has_the_same_figures() -> None:
     assert found["exit"]["MMIO"]["total_ns"] == found["exit"]["MMIO"]["p99_ns"] == 500
     assert (found["wall_ns"], found["exits"], found["vcpus"]) == (2000, 2, 2)
     assert sum(found["time_ns"].values()) == 4000
+
+
+def test_what_must_agree_is_shown_with_its_parts() -> None:
+    """Exits in the table and left out of it, entries that were interrupted, KVM's own counts."""
+    summary = Summary()
+    for number in range(5):
+        summary.add(event(number))
+    run = result(exits=9, entries=12, dropped_records=1)
+    run = replace(run, exits={"IO": 9}, kvm_counts={"exits": 20, "halts": 21})
+    assert sums(summary, run) == [
+        ("exits to userspace", "5 in the table + 1 dropped + 3 not selected = 9"),
+        ("calls of KVM_RUN", "9 with an exit + 3 interrupted = 12"),
+        ("KVM's own statistics", "halts 21, exits 20"),
+    ]
+
+
+def test_our_own_syscalls_are_told_apart_by_their_request() -> None:
+    """KVM_RUN is not KVM_GET_REGS."""
+    summary = Summary()
+    for args in ((("fd", 3), ("request", "KVM_RUN")), (("fd", 3), ("request", "KVM_GET_REGS")), ()):
+        summary.add(event(kind="host", name="ioctl", via="", args=args))
+    assert set(summary.rows["host"]) == {"ioctl", "ioctl KVM_RUN", "ioctl KVM_GET_REGS"}
+
+
+def test_notes_are_shown_under_the_tables() -> None:
+    """In lines of bearable length; there may be many, and they stay bounded."""
+    out = Memory()
+    notes = [event(kind="note", name=f"{number} {'word ' * 40}", via="", args=()) for number in range(500)]
+    written(SummarySink(out), notes, result())  # type: ignore[arg-type]
+    lines = out.contents.decode().splitlines()
+    assert max(map(len, lines)) <= 140
+    assert sum(line.split()[:1] == ["99"] for line in lines) == 1
+    assert not any(line.split()[:1] == ["100"] for line in lines)
 
 
 def _plain(duration_ns: int, name: str) -> TraceEvent:
