@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,9 @@ from pykvm.terminal import Terminal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    from pykvm.control import Control
+    from pykvm.registry import Seat
 
     Prepare = Callable[[Machine, Stdout, Callable[[], bool]], None]
     _Wanted = tuple[dict[str, Any], Callable[[Machine], object]]
@@ -75,12 +79,33 @@ def run_image(
     wants, load = (_program if options.get("paravirt") else _image)(image, options, show=show)
     watch = _Watch(options.get("timeout"))
     output = Stdout(watch.is_given_up)
-    with Machine(**wants, console=output.write if show else None) as machine:
+    with ExitStack() as stack:
+        seat = stack.enter_context(_seat(options["name"])) if options.get("name") else None
+        machine = stack.enter_context(Machine(**wants, console=output.write if show else None))
         load(machine)
         if prepare:
             prepare(machine, output, watch.is_given_up)
         watch.start(machine)
+        if seat:
+            stack.enter_context(_control(seat, machine, image))
         return _run(machine, watch, show=show)
+
+
+def _seat(name: str) -> Seat:
+    """The name, before anything is started."""
+    from pykvm.registry import Room  # noqa: PLC0415 - only who has a name pays
+
+    with Room() as room:
+        return room.enter(name)
+
+
+def _control(seat: Seat, machine: Machine, image: str) -> Control:
+    """What answers to the name while the machine runs."""
+    from pykvm.control import Control  # noqa: PLC0415 - as above
+
+    spec = machine.spec
+    seat.tell({"image": image, "vcpus": spec.vcpus, "memory_bytes": spec.memory_bytes})
+    return Control(seat, machine)
 
 
 def _image(image: str, options: Mapping[str, Any], *, show: bool) -> _Wanted:

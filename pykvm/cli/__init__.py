@@ -17,6 +17,8 @@ COMMANDS = {
     "run": "Run a guest and show what it prints.",
     "trace": "Run a guest and show what it asks for, layer by layer.",
     "compare": "Do the same work with no guest, an emulated PC and hypercalls; say what each costs.",
+    "ps": "List the running machines that have a name.",
+    "stop": "End running machines by name.",
     "guests": "List the tiny guests that travel with pykvm.",
     "kernel": "Fetch the Linux kernel that `pykvm run linux` boots.",
     "doctor": "Say what this machine's KVM can do.",

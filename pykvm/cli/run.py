@@ -176,6 +176,9 @@ _OPTIONS = [
         help="A variable of the program's environment, else empty; without VALUE as it is here.",
     ),
     click.option(
+        "--name", metavar="NAME", help="Be known to `pykvm ps`, `stop` and `trace --attach` by this name."
+    ),
+    click.option(
         "-t",
         "--timeout",
         type=float,

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pykvm.errors import ConfigError
 from pykvm.exits import reason_names
 from pykvm.session import run_image
+from pykvm.trace.layers import add_layers
 from pykvm.trace.live import LiveSink
 from pykvm.trace.output import OutputError, TraceOutput
 from pykvm.trace.select import Selection, check_words, parse_ports
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
     from pykvm.result import RunResult
     from pykvm.trace.event import Sink, TraceAbout, TraceEvent
 
-__all__ = ["FORMATS", "TraceOptions", "trace_image"]
+__all__ = ["FORMATS", "TraceOptions", "trace_image", "trace_running"]
 
 FORMATS = {
     "live": (".txt", ".log", ""),
@@ -44,6 +47,8 @@ class TraceOptions(NamedTuple):
     ports: tuple[str, ...] = ()
     syscalls: tuple[str, ...] = ()
     hypercalls: tuple[str, ...] = ()
+    processes: tuple[int, ...] = ()
+    tap: str = "auto"
     disassemble: bool = False
     step: int = 0
 
@@ -51,13 +56,23 @@ class TraceOptions(NamedTuple):
     def selection(self) -> Selection:
         """Which events are wanted. Raises ConfigError for words that mean nothing."""
         check_words((*self.only, *self.without), reason_names())
+        if self.syscalls:
+            _check_syscalls(self.syscalls)
         return Selection(
             only=self.only,
             without=self.without,
             ports=[parse_ports(text) for text in self.ports],
             syscalls=self.syscalls,
             hypercalls=self.hypercalls,
+            processes=self.processes,
         )
+
+    @property
+    def request(self) -> dict[str, Any]:
+        """The selection as a machine is asked for it."""
+        ports = [parse_ports(text) for text in self.ports]
+        words = {name: getattr(self, name) for name in ("only", "without", "syscalls", "hypercalls")}
+        return {**words, "ports": [(where.start, where.stop) for where in ports]}
 
     @property
     def chosen_form(self) -> str:
@@ -70,6 +85,14 @@ class TraceOptions(NamedTuple):
             known = ", ".join(f"{ends[0]} ({form})" for form, ends in FORMATS.items())
             raise ConfigError(f"{self.output}: which form is that? end it with {known}, or give --format")
         return found
+
+
+def _check_syscalls(names: Sequence[str]) -> None:
+    from pykvm.trace.syscalls import syscall_number  # noqa: PLC0415 - its tables take 20 ms
+
+    for name in names:
+        if all(syscall_number(name, abi) is None for abi in ("x86-64", "i386")):
+            raise ConfigError(f"{name!r} is no system call of Linux on x86")
 
 
 class _Vital:
@@ -118,6 +141,7 @@ def trace_image(image: str, options: Mapping[str, Any], wanted: TraceOptions) ->
             sinks.append(_Vital(sink, machine.stop))
             machine.add_sink(sinks[-1], selection)
         machine.trace_detail(disassemble=wanted.disassemble, step=wanted.step)
+        add_layers(machine, selection, tap=wanted.tap, syscalls=wanted.syscalls, processes=wanted.processes)
 
     result = run_image(image, options, show=not to_stdout, prepare=prepare)
     for sink in sinks:
@@ -126,6 +150,32 @@ def trace_image(image: str, options: Mapping[str, Any], wanted: TraceOptions) ->
         if sink.error:
             raise sink.error
     return result
+
+
+def trace_running(name: str, wanted: TraceOptions) -> RunResult | None:
+    """Trace the running machine `name` until its run ends or SIGINT or SIGTERM says that it is enough.
+
+    How that was; None if the machine's process died. Raises ConfigError for a name that nobody has,
+    OutputError and BrokenPipeError as trace_image(); the guest goes on then.
+    """
+    from pykvm.registry import Room  # noqa: PLC0415 - only this pays
+    from pykvm.trace.remote import RemoteTrace  # noqa: PLC0415 - as above
+
+    _ = wanted.selection  # whose troubles come before anybody is asked
+    is_enough = threading.Event()
+    with Room() as room, room.connect(name) as link:
+        trace = RemoteTrace(link, _Outputs(wanted).sinks(None, is_enough.is_set))
+
+        def leave(*_: object) -> None:
+            is_enough.set()
+            trace.leave()
+
+        before = {number: signal.signal(number, leave) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            return trace.run(wanted.request)
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 class _Outputs:

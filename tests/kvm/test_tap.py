@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 TIMEOUT_S = 400
 LOOPS = 5000
-BY_BREAKPOINT = pytest.param("breakpoint", marks=pytest.mark.needs("hw_breakpoint"))
 
 
 class Seen(NamedTuple):
@@ -79,11 +78,11 @@ def run(
 
 
 @pytest.mark.needs("ring3_syscall", "msr_filter")
-@pytest.mark.parametrize("method", ["patch", BY_BREAKPOINT])
+@pytest.mark.parametrize("method", ["patch"])
 def test_no_call_is_lost(linux: Path, method: str) -> None:
     """Calls of two processes at once, with KASLR: numbers, arguments, results, names and process numbers.
 
-    More than 10,000 of them; and where there is the choice, both taps see the same.
+    More than 10,000 of them.
     """
     seen = run(linux, method, LOOPS)
     assert seen.counted_inside > 2 * LOOPS
@@ -107,11 +106,6 @@ def test_no_call_is_lost(linux: Path, method: str) -> None:
     assert text["exit"] == ("7", None)
     assert text["getppid"] == (0,)  # by INT 0x80, whose numbers are others
     assert all(event.duration_ns for event in seen.calls if event.result is not None)
-
-    if method == "breakpoint":
-        other = run(linux, "patch", LOOPS)
-        assert Counter(event.name for event in other.calls) == names
-        assert other.counted_inside == seen.counted_inside
 
 
 @pytest.mark.needs("ring3_syscall", "msr_filter")
