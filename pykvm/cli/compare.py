@@ -83,20 +83,22 @@ def command(
     import json
 
     from pykvm.compare import Plan, compare, ways_named, workloads_named
-    from pykvm.compare.page import html_of, page_file
+    from pykvm.compare.page import check_page, write_page
 
     plan = Plan(operations, repeat)
     chosen, works = ways_named(ways), workloads_named(workloads)
-    with page_file(page) as write:
-        with _progress() as progress:
-            found = compare(chosen, works, plan, progress=progress)
-        write(html_of(found) if page else "")
+    if page:
+        check_page(page)
+    with _progress() as progress:
+        found = compare(chosen, works, plan, progress=progress)
     if as_json:
         click.echo(json.dumps(found.as_json(), indent=2))
     else:
         from pykvm.compare.table import print_table
 
         print_table(found, sys.stdout)
+    if page:
+        write_page(page, found)
 
 
 @contextmanager

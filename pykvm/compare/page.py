@@ -9,8 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-import stat
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -22,11 +21,11 @@ from pykvm.compare.workloads import WORKLOADS
 from pykvm.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from pykvm.compare.model import Cell
 
-__all__ = ["html_of", "page_file"]
+__all__ = ["check_page", "html_of", "write_page"]
 
 _WIDTH, _ROW, _TOP = 380, 40, 4
 _LEFT, _RIGHT = 4, 76  # room for a bar's figure
@@ -42,28 +41,29 @@ class _Bar(NamedTuple):
     text: str
 
 
-@contextmanager
-def page_file(path: str | None) -> Iterator[Callable[[str], None]]:
-    """A function that writes the page to `path`: whole or not at all. None: it does nothing.
-
-    Raises ConfigError at once where no file can be written, before anything is measured.
-    """
-    if path is None:
-        yield lambda _: None
-        return
+def check_page(path: str) -> None:
+    """Raise ConfigError where no file can be written: before anything is measured."""
     target = Path(path)
-    fresh = target.with_name(f".{target.name}.{os.getpid()}")
+    folder = target.parent
+    if not folder.is_dir():
+        raise ConfigError(f"{path}: there is no folder {folder}; name another file")
+    if target.is_dir() or not os.access(target if target.exists() else folder, os.W_OK):
+        raise ConfigError(f"{path}: can't write the page there; name another file")
+
+
+def write_page(path: str, comparison: Comparison) -> None:
+    """Write the page, whole or not at all. Raises ConfigError."""
+    target = Path(path)
+    is_special = target.exists() and not target.is_file()  # a pipe, a device: nothing to put in its place
+    fresh = target if is_special else target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        if target.exists() and not stat.S_ISREG(target.stat().st_mode):
-            fresh = target  # a pipe, a device: nothing to put in its place
-        with fresh.open("w", encoding="utf-8") as file:
-            yield file.write  # type: ignore[misc]  # the count of characters is of no use
-        if fresh != target:
+        fresh.write_text(html_of(comparison), encoding="utf-8")
+        if not is_special:
             fresh.replace(target)
     except OSError as error:
         raise ConfigError(f"{path}: can't write the page: {error.strerror}; name another file") from None
     finally:
-        if fresh != target:
+        if not is_special:
             with suppress(OSError):
                 fresh.unlink()
 

@@ -11,6 +11,7 @@ from pykvm.compare.model import Absent
 from pykvm.errors import ImageNotFoundError, KvmError, KvmUnavailableError, PykvmError
 from pykvm.guests import built_folder
 from pykvm.hypercall import CALLS
+from pykvm.result import EndReason
 from pykvm.stats import StatsReader
 
 if TYPE_CHECKING:
@@ -50,7 +51,9 @@ def lacks(needs: tuple[str, ...]) -> str:
 
 
 def need_end(result: RunResult, reason: str, what: str) -> None:
-    """Raise PykvmError unless the guest ended as it should."""
+    """Raise PykvmError unless the guest ended as it should, KeyboardInterrupt if that was why it did."""
+    if result.reason is EndReason.INTERRUPTED:
+        raise KeyboardInterrupt
     if str(result.reason) != reason or result.exit_code:
         raise PykvmError(f"{what}: the guest ended with {result}")
 

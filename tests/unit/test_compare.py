@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
 import re
 import sys
 from collections import Counter
-from contextlib import suppress
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,7 +35,7 @@ from pykvm.compare import (
 )
 from pykvm.compare.figures import number
 from pykvm.compare.model import NO_GUEST
-from pykvm.compare.page import html_of, page_file
+from pykvm.compare.page import check_page, html_of, write_page
 from pykvm.compare.ptrace import NotCountedError, count_syscalls
 from pykvm.compare.table import print_table
 from pykvm.errors import ConfigError, PykvmError
@@ -170,20 +170,27 @@ def test_page_of_nothing_measured() -> None:
     assert page.text.count("not measured here: no KVM") > 3
 
 
-def test_page_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
-    """A run that fails leaves the old page; a place where no file can be is an error before anything runs."""
-    target = tmp_path / "p.html"
+def test_page_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that is full leaves the old page; where no file can be is known before anything runs."""
+    target, found = tmp_path / "p.html", comparison(cell())
     target.write_text("old")
-    with suppress(KeyboardInterrupt), page_file(str(target)) as write:
-        write("half")
-        raise KeyboardInterrupt
+
+    def full(path: Path, text: str, **_: object) -> None:
+        path.write_bytes(text[:10].encode())
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        with pytest.raises(ConfigError, match=r"p.html: can't write the page: No space"):
+            write_page(str(target), found)
     assert target.read_text() == "old"
-    with page_file(str(target)) as write:
-        write("new")
-    assert target.read_text() == "new"
-    with pytest.raises(ConfigError, match="can't write the page"), page_file(str(tmp_path / "no" / "p")):
-        pytest.fail("it went on")
+    check_page(str(target))
+    write_page(str(target), found)
+    assert target.read_text() == html_of(found)
     assert list(tmp_path.iterdir()) == [target]
+    for bad in (tmp_path, tmp_path / "no" / "p", target / "p"):
+        with pytest.raises(ConfigError, match="name another file"):
+            check_page(str(bad))
 
 
 def test_measuring(tmp_path: Path) -> None:
