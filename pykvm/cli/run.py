@@ -282,6 +282,11 @@ def print_end(result: RunResult) -> None:
         from pykvm.paravirt.fault import fault_report
 
         click.echo(f"pykvm: {result.fault}\n{fault_report(result.fault)}", err=True)
+    if result.marks:
+        from pykvm.paravirt.guest import absent_syscalls
+
+        if names := absent_syscalls(result):
+            click.echo(f"pykvm: the paravirtual kernel does not have {', '.join(names)}: ENOSYS", err=True)
     exits = ", ".join(f"{count} {name}" for name, count in result.exits.items()) or "none"
     click.echo(f"pykvm: {_word(result)} after {result.stats.wall_ns / 1e6:.1f} ms; exits: {exits}", err=True)
 

@@ -22,16 +22,17 @@ if TYPE_CHECKING:
     from pykvm.boot.image import Image, Symbol
     from pykvm.memory import GuestMemory
     from pykvm.paravirt.program import Program
-    from pykvm.result import ProgramFault
+    from pykvm.result import ProgramFault, RunResult
     from pykvm.trace.clock import TscClock
     from pykvm.vcpu import Vcpu
     from pykvm.vm import Vm
 
-__all__ = ["Paravirt", "kernel_path"]
+__all__ = ["Paravirt", "absent_syscalls", "kernel_path"]
 
 _TSC_IS_STEADY = 1 << 1  # KVM_CLOCK_TSC_STABLE: no vCPU's TSC ever jumps
 _KVM_FEATURES, _HAS_KVMCLOCK = 0x4000_0001, 1 << 3  # CPUID: KVM_FEATURE_CLOCKSOURCE2
 _TRIES = 5
+_SYSCALLS = 512
 _TRACE_RECORDS_AT: int = ffi.offsetof("struct paravirt_boot", "trace_records")
 
 
@@ -43,6 +44,16 @@ def kernel_path() -> Path:
             "the paravirtual kernel has not been built; run `make guests` in the sources"
         )
     return path
+
+
+def absent_syscalls(result: RunResult) -> list[str]:
+    """The names of the system calls that a program made and the paravirtual kernel does not have."""
+    numbers = (mark.value - lib.PARAVIRT_MARK_ENOSYS for mark in result.marks)
+    if not (found := [number for number in numbers if 0 <= number < _SYSCALLS]):
+        return []
+    from pykvm.trace.syscalls import syscall_name  # noqa: PLC0415 - all names there are; most runs need none
+
+    return [syscall_name(number) for number in found]
 
 
 class Paravirt:

@@ -23,7 +23,7 @@ from pykvm._native import ffi, lib
 from pykvm.boot import symbols
 from pykvm.errors import ConfigError, GuestAddressError
 from pykvm.machine import Machine
-from pykvm.paravirt.guest import kernel_path
+from pykvm.paravirt.guest import absent_syscalls, kernel_path
 from pykvm.paravirt.syscall_ring import RECORD_BYTES
 from pykvm.result import EndReason
 from pykvm.trace.clock import TscClock
@@ -333,6 +333,7 @@ def test_system_calls_that_are_not_there(program: Path) -> None:
     run.ok()
     marks = [mark.value - lib.PARAVIRT_MARK_ENOSYS for mark in run.result.marks]
     assert SOCKET in marks
+    assert {"fork", "socket", "execve"} < {*absent_syscalls(run.result)}
     assert 334 not in marks  # rseq: glibc asks for it at every start
     unknown = {record.number for record in run.syscalls if not record.is_known}
     assert set(marks) == {number for number in unknown if number < 512}
