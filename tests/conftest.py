@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from harness.needs import (
     pytest_addoption,
     pytest_collection_modifyitems,
@@ -15,9 +17,11 @@ from harness.needs import (
 )
 from hypothesis import settings
 
-# How long an example takes is the machine's business, which is shared and noisy.
-settings.register_profile("pykvm", deadline=None)
-settings.load_profile("pykvm")
+# How long an example takes is the machine's business, which is shared and noisy. HYPOTHESIS_PROFILE=thorough
+# looks longer than one wants to wait each time.
+settings.register_profile("quick", deadline=None, max_examples=30)
+settings.register_profile("thorough", deadline=None, max_examples=1000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 __all__ = [
     "pytest_addoption",

@@ -8,7 +8,7 @@ from struct import pack_into
 
 import pytest
 from boot_images import MACHINE, Name, Part, build_elf, result_or_line
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pykvm.boot import Image, load, nearest_symbol, symbols
@@ -273,7 +273,6 @@ SOUND_PARTS = (Part(0x10_0000, b"\x90" * 32), Part(0x20_0000))
 SOUND = {bits: build_elf(bits, SOUND_PARTS, names=(Name("a", 1),)) for bits in (32, 64)}
 
 
-@settings(max_examples=500, deadline=1000)
 @given(st.sampled_from([32, 64]), st.lists(st.tuples(st.integers(0, 250), st.integers(0, 255)), max_size=8))
 def test_mutated_files_never_surprise(bits: int, changes: list[tuple[int, int]]) -> None:
     """Any bytes changed: the image is right in itself or refused, nothing else, and at once."""
@@ -283,7 +282,6 @@ def test_mutated_files_never_surprise(bits: int, changes: list[tuple[int, int]])
     check_sound(bytes(data))
 
 
-@settings(max_examples=300, deadline=1000)
 @given(
     st.sampled_from([32, 64]), st.integers(0, 240), st.sampled_from([0, 1, 0xFFFF_FFFF, 0x8000_0000, 1 << 63])
 )
@@ -294,7 +292,6 @@ def test_extreme_fields_never_surprise(bits: int, at: int, value: int) -> None:
     check_sound(bytes(data))
 
 
-@settings(max_examples=300)
 @given(st.binary(max_size=300))
 def test_arbitrary_bytes_never_surprise(tail: bytes) -> None:
     """Any bytes after the magic number are refused or sound."""

@@ -7,7 +7,7 @@ from struct import pack, unpack_from
 
 import pytest
 from boot_images import Part, build_elf, multiboot_header, result_or_line
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pykvm.boot import Image, load
@@ -336,7 +336,6 @@ def test_placed_modules_pass(cmdline: str, sizes: list[int]) -> None:
     assert c_string(info, line) == cmdline
 
 
-@settings(max_examples=300)
 @given(st.integers(0, 0xFFFF_FFFF), st.lists(st.integers(0, 0xFFFF_FFFF), max_size=9), st.integers(0, 64))
 def test_arbitrary_headers_never_surprise(flags: int, words: list[int], pad: int) -> None:
     """A header of any content is obeyed or refused."""

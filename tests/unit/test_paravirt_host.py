@@ -110,7 +110,6 @@ def test_a_program_larger_than_memory() -> None:
 
 
 @given(st.binary(max_size=200), st.integers(0, 400), st.binary(min_size=1, max_size=16))
-@settings(deadline=None, max_examples=300)
 def test_damaged_programs_are_an_error_or_fit(tail: bytes, at: int, junk: bytes) -> None:
     """Whatever is overwritten, a program is refused in one line or its segments are in the lower half."""
     data = bytearray(elf() + tail)

@@ -499,7 +499,6 @@ steps = st.lists(
 
 
 @given(steps)
-@settings(deadline=None, max_examples=100)
 def test_any_guest_is_answered(sequence: list[tuple[str, int] | tuple[str, int, int | bytes]]) -> None:
     """For any accesses, and a host clock that may jump back: no error, and line and flags agree."""
     board = Board()

@@ -663,7 +663,6 @@ def do(chip: Serial, step: Step) -> bytes | int | None:
 
 
 @given(sequences)
-@settings(deadline=None, max_examples=300)
 def test_any_guest_is_answered(sequence: list[Step]) -> None:
     """For any accesses and input: the asked size, bounds kept, LSR, IIR and the line in step."""
     board = Board()
@@ -683,7 +682,6 @@ def test_any_guest_is_answered(sequence: list[Step]) -> None:
 
 
 @given(sequences)
-@settings(deadline=None, max_examples=300)
 def test_the_short_paths_change_nothing(sequence: list[Step]) -> None:
     """A chip with its short paths and one without give the same answers, output and line."""
     fast, slow = Board(), Board(Slow)

@@ -78,7 +78,6 @@ def check(number: int, args: list[int], result: int, read: Reader, abi: str) -> 
     assert str(done).isprintable()
 
 
-@settings(max_examples=200, deadline=None)
 @given(number=NUMBER, args=ARGUMENTS, result=RESULT, read=READER, abi=st.sampled_from(ABIS))
 def test_anything_is_put_into_words(
     number: int, args: list[int], result: int, read: Reader, abi: str
@@ -120,7 +119,6 @@ def test_lists_that_lead_back_to_themselves_end(abi: str) -> None:
             check(number, args, 32, read, abi)
 
 
-@settings(max_examples=200, deadline=None)
 @given(number=NUMBER, result=st.integers(), abi=st.sampled_from(ABIS))
 def test_any_result_is_put_into_words(number: int, result: int, abi: str) -> None:
     """A result alone, of any size, is a short text."""
