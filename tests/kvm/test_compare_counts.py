@@ -9,7 +9,6 @@ import pytest
 
 from pykvm.compare import WORKLOADS, Absent, Done, Job, Look, all_ways
 from pykvm.compare.parts import RING3
-from pykvm.compare.ptrace import count_syscalls
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,14 +21,13 @@ SYSCALL = {"print": "write", "blocks": "read", "time": "clock_gettime"}
 HYPERCALL = {"print": "console_write", "blocks": "block_read", "time": "time"}
 UART_SETUP, LINE, SUM_LINE = 6, 64, 17  # port accesses, bytes, bytes
 SECTOR = 6 + 1 + 256 + 1  # registers and command, Status, the words, Status
-LIMIT_S = 120
 
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Path:
-    """Ten sectors, each different."""
+    """Three sectors, each different."""
     path = tmp_path / "disk.img"
-    path.write_bytes(b"".join(bytes([at, 255 - at]) * 256 for at in range(10)))
+    path.write_bytes(b"".join(bytes([at, 255 - at]) * 256 for at in range(3)))
     return path
 
 
@@ -42,12 +40,6 @@ def run(way: str, workload: str, operations: int, disk: Path, look: Look = Look.
     return all_ways()[way].run(Job(workload, operations, disk), look)
 
 
-def more(way: str, workload: str, disk: Path, what: str) -> Counter[str]:
-    """What N operations make more than none."""
-    none, all_ = (counted(getattr(run(way, workload, n, disk), what)) for n in (0, N))
-    return all_ - none
-
-
 def once_each(names: Mapping[str, str], workload: str) -> Counter[str]:
     return Counter({names[workload]: N} if workload in names else {})
 
@@ -55,9 +47,10 @@ def once_each(names: Mapping[str, str], workload: str) -> Counter[str]:
 def test_a_paravirtual_operation_is_one_hypercall_and_one_exit(disk: Path) -> None:
     """N lines are N system calls and N hypercalls of console_write; every exit is a hypercall."""
     for workload in WORKLOADS:
-        assert more("paravirt", workload, disk, "guest_syscalls") == once_each(SYSCALL, workload)
-        assert more("paravirt", workload, disk, "hypercalls") == once_each(HYPERCALL, workload)
-        calls = counted(run("paravirt", workload, N, disk).hypercalls)
+        none, all_ = (run("paravirt", workload, n, disk) for n in (0, N))
+        calls, before = counted(all_.hypercalls), counted(none.hypercalls)
+        assert calls - before == once_each(HYPERCALL, workload)
+        assert counted(all_.guest_syscalls) - counted(none.guest_syscalls) == once_each(SYSCALL, workload)
         assert counted(run("paravirt", workload, N, disk, Look.EXITS).exits) == {"IO": calls.total()}
 
 
@@ -85,16 +78,10 @@ def test_an_emulated_device_exits_for_each_access(disk: Path) -> None:
 
 
 def test_all_ways_come_to_the_same(disk: Path) -> None:
-    """The same text, the same sum over the disk (read twice and more), the same number calculated."""
-    for workload, n in (("print", 3), ("blocks", 23), ("compute", 2)):
-        outputs = {way: run(way, workload, n, disk, Look.TIME).output for way in all_ways()}
+    """The same text, the same sum over the disk, from its beginning again, the same number calculated."""
+    for workload, n in (("print", 2), ("blocks", 4), ("compute", 1)):
+        here = [name for name, way in all_ways().items() if not way.lacks()]
+        outputs = {name: run(name, workload, n, disk, Look.TIME).output for name in here}
+        assert {"host", "emulated", "paravirt"} <= set(outputs)
         assert len(set(outputs.values())) == 1, workload
         assert outputs["host"]
-
-
-def test_what_the_host_sees_of_a_guest(disk: Path) -> None:
-    """Of a line that a guest asks for the host sees one KVM_RUN."""
-    (argv,) = all_ways()["paravirt"].counted([Job("print", n, disk) for n in (0, 20)])
-    none, all_ = count_syscalls(argv, marked=True, timeout_s=LIMIT_S)
-    more = all_["ioctl(KVM_RUN)"] - none["ioctl(KVM_RUN)"]
-    assert 20 <= more <= 25, "a kick or two on a slow machine"
