@@ -40,6 +40,7 @@ static void finish_call(struct call_worker *worker)
     struct hypercall *at = &ring->calls[ring->done & (ring->capacity - 1)];
     __atomic_store_n(&at->result, worker->call.result, __ATOMIC_RELAXED);
     ring->done++;
+    ring->owes_interrupt = ring->flags & CALL_RING_INTERRUPT;
     __atomic_store_n(&ring->header->tail, ring->done, __ATOMIC_RELEASE);
     worker->has_call = 0;
     close_record(worker);
@@ -96,11 +97,21 @@ static int leave_alone(struct call_worker *worker, uint64_t head)
     return 0;
 }
 
+static void interrupt(struct call_worker *worker, struct call_ring_host *ring)
+{
+    uint64_t one = 1;
+    ring->owes_interrupt = 0;
+    if (worker->interrupt_fd >= 0)
+        (void)!write(worker->interrupt_fd, &one, sizeof one);
+}
+
 /* Serve what the current ring holds now; what comes meanwhile waits for the next turn. */
 static enum step serve_ring(struct call_worker *worker, int *result)
 {
     struct call_ring_host *ring = &worker->rings[worker->current];
-    uint64_t one = 1, head = __atomic_load_n(&ring->header->head, __ATOMIC_ACQUIRE);
+    uint64_t head = __atomic_load_n(&ring->header->head, __ATOMIC_ACQUIRE);
+    if (ring->owes_interrupt && head == ring->done && !worker->has_call) /* the last one was Python's */
+        interrupt(worker, ring);
     if (ring->is_damaged || (head == ring->done && !worker->has_call))
         return NOTHING;
     if (head - ring->done > ring->capacity && !worker->has_call)
@@ -109,8 +120,8 @@ static enum step serve_ring(struct call_worker *worker, int *result)
         if ((*result = do_one_call(worker)))
             return LEAVE;
     while (ring->done != head && head - ring->done <= ring->capacity);
-    if (ring->flags & CALL_RING_INTERRUPT && worker->interrupt_fd >= 0)
-        (void)!write(worker->interrupt_fd, &one, sizeof one);
+    if (ring->owes_interrupt)
+        interrupt(worker, ring);
     return DID_SOME;
 }
 

@@ -25,6 +25,8 @@ struct call_ring_host {
     uint64_t done; /* our own count: `tail` is only told */
     uint32_t flags; /* CALL_RING_… */
     uint32_t is_damaged;
+    uint32_t owes_interrupt; /* calls are done, and the guest has not been told */
+    uint32_t reserved;
 };
 
 /* One per machine: the doorbell, the rings, and what their thread is about. */

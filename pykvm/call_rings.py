@@ -35,6 +35,7 @@ __all__ = ["CallRings", "Doorbell"]
 _HEADER_BYTES: int = ffi.sizeof("struct call_ring")
 _CALL_BYTES: int = ffi.sizeof("struct hypercall")
 _LOOK_TICKS = 100_000  # some 40 µs: a thread that sleeps takes about as long to wake up
+_NO_LOOK_CPUS = 1  # where the guest's own thread needs the CPU
 _DOORBELL_BYTES = 4
 
 
@@ -68,7 +69,8 @@ class CallRings:
         self._calls: Hypercalls | None = None
         self._thread: threading.Thread | None = None
         self._holds: list[tuple[Any, memoryview]] = []
-        self.worker = ffi.new("struct call_worker *", {"shared": shared, "look_ticks": _LOOK_TICKS})
+        self.worker = ffi.new("struct call_worker *", {"shared": shared})
+        self.worker.look_ticks = _LOOK_TICKS if len(os.sched_getaffinity(0)) > _NO_LOOK_CPUS else 0
         self.worker.doorbell_fd = self.worker.interrupt_fd = -1
         self.worker.loop.fd = -1
 

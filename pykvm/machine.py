@@ -550,6 +550,7 @@ class Machine:
                 self._attachment.freeze()
         if self._transports:
             self._transports.stop()
+            self._console.pump()
         for vcpu in self.vcpus:
             lib.exit_loop_settle(vcpu.loop)
         wall_ns = time.monotonic_ns() - start_ns
@@ -711,9 +712,10 @@ class Machine:
         )
 
     def _warnings(self) -> tuple[str, ...]:
-        """What went wrong beside the run: the console's, the disk's, and what virtio drivers did."""
+        """What went wrong beside the run: the console's, the marks', the disk's, what virtio drivers did."""
         broken = tuple(f"the guest's driver broke the rules: {what}" for what in self._problems)
-        return self._console.warnings + (self.disk.warnings if self.disk else ()) + broken
+        disk = self.disk.warnings if self.disk else ()
+        return self._console.warnings + self._marks.warnings() + disk + broken
 
     def _records(self, clock: TscClock) -> TraceRecords:
         for recorder in (self._recorder, self._attached):

@@ -95,7 +95,7 @@ class Boot:
         return self.image(out, mode=mode, **options)
 
 
-_LOAD_OPTIONS = ("mode", "address", "entry", "cmdline", "modules")
+_LOAD_OPTIONS = ("mode", "address", "entry", "cmdline", "modules", "disk", "read_only", "snapshot")
 
 
 @pytest.fixture

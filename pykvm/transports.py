@@ -36,6 +36,7 @@ _EXITS = {
     "hypercall_exits": lib.KVM_EXIT_HYPERCALL,
 }
 _MARKS_BYTES = 4096
+_MARKS_MOST = 1 << 18  # what a guest can make us keep
 
 
 def offers_vmcall(vm: Vm) -> bool:
@@ -48,7 +49,10 @@ def offers_vmcall(vm: Vm) -> bool:
 
 
 class Marks:
-    """The guest's marks, from C and from Python, in order of time."""
+    """The guest's marks, from C and from Python, in order of time; the first 262,144 of them.
+
+    `lost` counts those that came later.
+    """
 
     def __init__(self, ring: Any) -> None:
         """`ring` is the machine's `struct byte_ring` for structs guest_mark."""
@@ -56,19 +60,31 @@ class Marks:
         self._scratch = ffi.new("struct guest_mark[]", _MARKS_BYTES // ffi.sizeof("struct guest_mark"))
         self._ring = ring
         self._found: list[tuple[int, int]] = []
+        self.lost = 0
         ring.bytes, ring.capacity = self._bytes, _MARKS_BYTES
 
     def add(self, value: int) -> None:
         """A mark that Python sees; one thread at a time."""
         now = time.monotonic_ns()
         self._drain()
-        self._found.append((value, now))
+        self._keep([(value, now)])
 
     def _drain(self) -> None:
         size = ffi.sizeof(self._scratch)
         taken = lib.byte_ring_read(self._ring, ffi.cast("uint8_t *", self._scratch), size)
         count = taken // ffi.sizeof("struct guest_mark")
-        self._found += [(mark.value, mark.time_ns) for mark in self._scratch[0:count]]
+        self._keep([(mark.value, mark.time_ns) for mark in self._scratch[0:count]])
+
+    def _keep(self, more: list[tuple[int, int]]) -> None:
+        room = _MARKS_MOST - len(self._found)
+        self._found += more[:room]
+        self.lost += max(len(more) - room, 0)
+
+    def warnings(self) -> tuple[str, ...]:
+        """One line if marks were lost."""
+        self._drain()
+        kept = len(self._found)
+        return (f"{self.lost} marks of the guest behind the first {kept} were not kept",) if self.lost else ()
 
     def all(self) -> list[tuple[int, int]]:
         """(value, CLOCK_MONOTONIC ns) of each so far."""

@@ -5,13 +5,15 @@
 #define VENDOR_HYGON 0x6f677948 /* … "Hygo" */
 
 static unsigned in_use = HC_HAS_OUT;
+static unsigned vendor; /* asked once: CPUID is a VM exit, too */
 static volatile int is_taken; /* the ring of hypercall_by(): one CPU at a time */
 static struct ring ring;
 
 static void by_vmcall(struct hypercall *call)
 {
-    unsigned vendor = cpuid(0, 0).ebx;
     int64_t result = HYPERCALL_VMCALL;
+    if (!vendor)
+        vendor = cpuid(0, 0).ebx;
     if (vendor == VENDOR_AMD || vendor == VENDOR_HYGON)
         asm volatile("vmmcall" : "+a"(result) : "b"(HYPERCALL_VMCALL_KEY), "c"(1), "d"(call) : "memory");
     else

@@ -14,6 +14,7 @@ from pykvm.errors import PykvmError
 from pykvm.kvm import Kvm
 
 from . import measure
+from .calls import calls
 from .figures import Figure, as_json, as_table, figures_in, read_baseline
 from .floor import Programs
 from .labs import KEPT, measure_in
@@ -21,7 +22,7 @@ from .labs import KEPT, measure_in
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-_PARTS = ("exits", "lifecycle", "command", "memory", "leaks")
+_PARTS = ("exits", "calls", "lifecycle", "command", "memory", "leaks")
 
 
 def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
@@ -61,6 +62,7 @@ def _measure(
     samples, seconds = (3, 0.03) if quick else (9, 0.2)
     todo: dict[str, Callable[[], list[Figure]]] = {
         "exits": lambda: measure.exits(programs, samples, seconds, progress),
+        "calls": lambda: calls(programs.folder, samples, seconds, progress),
         "lifecycle": lambda: measure.lifecycle(programs, samples, progress),
         "command": lambda: measure.command(samples, progress),
         "memory": measure.memory,

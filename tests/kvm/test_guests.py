@@ -33,7 +33,7 @@ PAGE = 4096
 TIMEOUT_S = 20
 INT3 = b"\xcc"
 CONSOLE, EXIT, COM1 = layout.DEBUG_CONSOLE.start, layout.PLAIN_EXIT.start, layout.COM1.start
-MODE_NEEDS = {"user64": "ring3_code", "reset": "real16"}
+MODE_NEEDS = {"user64": "ring3_io", "reset": "real16"}  # a guest in ring 3 ends by OUT, too
 
 
 def every_guest() -> Iterator[Any]:
