@@ -62,7 +62,7 @@ def _measure(
     samples, seconds = (3, 0.03) if quick else (9, 0.2)
     todo: dict[str, Callable[[], list[Figure]]] = {
         "exits": lambda: measure.exits(programs, samples, seconds, progress),
-        "calls": lambda: calls(programs.folder, samples, seconds, progress),
+        "calls": lambda: calls(programs, samples, seconds, progress),
         "lifecycle": lambda: measure.lifecycle(programs, samples, progress),
         "command": lambda: measure.command(samples, progress),
         "memory": measure.memory,

@@ -5,17 +5,17 @@ from __future__ import annotations
 from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
 
-from pykvm import guests, toolchain
 from pykvm.machine import Machine
 from pykvm.result import EndReason
 from pykvm.transports import offers_vmcall
 
 from .figures import Figure
-from .floor import HERE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
+
+    from .floor import Programs
 
 __all__ = ["calls"]
 
@@ -50,15 +50,10 @@ class _Sample(NamedTuple):
 
 
 class _Guest:
-    """The compiled guest in a folder."""
+    """The guest of calls.c, as `Programs` has compiled it."""
 
-    def __init__(self, folder: Path) -> None:
-        """Raises ToolchainError where gcc is missing or refuses."""
-        self.image = folder / "calls.long64.elf"
-        if not self.image.exists():
-            root = guests.built_folder()
-            sources = [HERE / "calls.c", root / "lib" / "start.S", root / "lib" / "transport.c"]
-            toolchain.compile_program(sources, self.image, mode="long64", root=root)
+    def __init__(self, image: Path) -> None:
+        self.image = image
 
     def has(self, name: str) -> bool:
         """Whether this KVM has the transport."""
@@ -89,9 +84,9 @@ class _Guest:
         return max(int(seconds * 1e9 / ns), few)
 
 
-def calls(folder: Path, samples: int, seconds: float, progress: Callable[[str], None]) -> list[Figure]:
+def calls(programs: Programs, samples: int, seconds: float, progress: Callable[[str], None]) -> list[Figure]:
     """µs and exits for each call by each transport, taking turns; text by hypercall and by the UART."""
-    guest = _Guest(folder)
+    guest = _Guest(programs.calls)
     ways = {name: way for name, way in _WAYS.items() if guest.has(name)}
     rounds = {name: guest.rounds(way, seconds, _BATCH) for name, way in ways.items()}
     found: dict[str, list[_Sample]] = {name: [] for name in ways}

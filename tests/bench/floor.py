@@ -22,7 +22,7 @@ _PAGE = 4096
 
 
 class Programs:
-    """The compiled floor and guest in a folder; what is there already is not compiled again."""
+    """The compiled floor and guests in a folder; what is there already is not compiled again."""
 
     def __init__(self, folder: Path) -> None:
         """Raises ToolchainError where gcc is missing or refuses."""
@@ -30,11 +30,15 @@ class Programs:
         folder.mkdir(parents=True, exist_ok=True)
         self.floor = folder / "floor"
         self.exits = folder / "exits.long64.elf"
+        self.calls = folder / "calls.long64.elf"
         if not self.floor.exists():
             self._compile_floor()
+        root = guests.built_folder()
         if not self.exits.exists():
-            root = guests.built_folder()
             toolchain.compile_program([HERE / "exits.S"], self.exits, mode="long64", root=root)
+        if not self.calls.exists():
+            library = (root / "lib" / name for name in ("start.S", "transport.c"))
+            toolchain.compile_program([HERE / "calls.c", *library], self.calls, mode="long64", root=root)
 
     def _compile_floor(self) -> None:
         command = ["gcc", "-O2", "-Wall", "-Wextra", "-Werror", str(HERE / "floor.c"), "-o", str(self.floor)]
