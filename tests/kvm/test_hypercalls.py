@@ -297,7 +297,7 @@ def test_a_call_in_a_ring_may_end_the_run(boot: Boot) -> None:
 @pytest.mark.needs("irqchip", "smp", "mmio", "ioeventfd")
 def test_several_cpus_in_one_struct(boot: Boot) -> None:
     """Each sees its own and the others' changes at any moment; every call is answered, and the run ends."""
-    result = run_guest(boot, "27_hypercall_fuzz", vcpus=3)
+    result = run_guest(boot, "29_hypercall_fuzz", vcpus=3)
     result.check(exit_code=0, console="0 wrong answers\n16 rings were damaged\n", exits={"MMIO": 400})
 
 
