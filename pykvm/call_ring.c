@@ -5,6 +5,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#define LAST_CALLS_MAX (CALL_RINGS_MAX * CALL_RING_CALLS_MAX) /* what all rings can hold at once */
+
 enum step { NOTHING, DID_SOME, LEAVE }; /* what a look at a ring came to */
 
 static void set_outside(struct exit_loop *loop, uint64_t value)
@@ -181,13 +183,24 @@ static enum step serve_all(struct call_worker *worker, int *result)
     return found;
 }
 
+/* Whether the thread was asked to stop, and has done since then what all rings can have held. A call may
+ * write into a ring, and so feed it for ever. */
+static int is_over(struct call_worker *worker)
+{
+    return __atomic_load_n(&worker->stop, __ATOMIC_SEQ_CST) && !worker->has_call &&
+           worker->taken - worker->stop_from > LAST_CALLS_MAX;
+}
+
 /* Serve all rings in turn until Python is needed: an enum worker_result. In one thread at a time. */
 int call_worker_run(struct call_worker *worker)
 {
     uint64_t last = tsc_now();
     for (;;) {
         int result = 0;
-        enum step step = serve_all(worker, &result);
+        enum step step;
+        if (is_over(worker))
+            return WORKER_STOPPED;
+        step = serve_all(worker, &result);
         if (step == LEAVE)
             return result;
         if (step == DID_SOME) {
@@ -210,6 +223,7 @@ int call_worker_run(struct call_worker *worker)
 void call_worker_stop(struct call_worker *worker)
 {
     uint64_t one = 1;
+    worker->stop_from = __atomic_load_n(&worker->taken, __ATOMIC_RELAXED);
     __atomic_store_n(&worker->stop, 1, __ATOMIC_SEQ_CST);
     (void)!write(worker->doorbell_fd, &one, sizeof one);
 }

@@ -9,7 +9,7 @@
 
 /* Why call_worker_run() returned. */
 enum worker_result {
-    WORKER_STOPPED = 0,      /* it was asked to, and no ring holds anything */
+    WORKER_STOPPED = 0,      /* it was asked to, and the rings are empty or fill themselves again and again */
     WORKER_CALL = 1,         /* Python does call_worker.call, then call_worker_answer() */
     WORKER_TRACE_FULL = 2,   /* drain the trace ring, then run again: the call is kept */
     WORKER_CONSOLE_FULL = 3, /* drain the console's ring, then run again: the call is kept */
@@ -41,6 +41,7 @@ struct call_worker {
     uint32_t has_call;   /* `call` has been taken out of it, and is not done */
     uint64_t look_ticks; /* how long the thread looks for more by itself before it sleeps */
     uint64_t taken;      /* calls */
+    uint64_t stop_from;  /* `taken` when it was asked to stop */
     uint64_t wakes;      /* returns from sleep */
     struct hypercall call;
     struct call_ring_host rings[CALL_RINGS_MAX];
