@@ -189,8 +189,9 @@ class Sink:
 class LayerReader:
     """The checked entries of a layer's unpacked tar. Iterate once; read a file's data when it comes up.
 
-    Every error is an ImageError that names the layer: a name or link that leads out, a file where a
-    directory must be, an entry that comes twice, too much of anything, damage.
+    When it is through, `size_bytes` is the sum of its files, and `implied` are the directories that it has
+    something in but does not describe. Every error is an ImageError that names the layer: a name or link
+    that leads out, a file where a directory must be, an entry that comes twice, too much of anything, damage.
     """
 
     def __init__(self, stream: io.BufferedIOBase, what: str, limits: Limits) -> None:
@@ -199,6 +200,7 @@ class LayerReader:
         self._file = _Forward(stream)
         self._stream = stream
         self._seen: dict[str, Kind] = {}
+        self.implied: set[str] = set()
         self._devices = 0
         self._entries = 0
         self.size_bytes = 0
@@ -254,8 +256,7 @@ class LayerReader:
             raise ImageError(f"{path!r} is of the unknown type {info.type!r}")
         folder, _, name = path.rpartition("/")
         if name.startswith(_WHITEOUT):
-            hidden = _hidden(path, folder, name)
-            return hidden and self._member(info, *hidden)
+            return self._whiteout(info, path, folder, name)
         self._place(path, folder, kind)
         self.size_bytes += info.size if kind is Kind.FILE else 0
         if self.size_bytes > self._limits.image_bytes:
@@ -264,22 +265,35 @@ class LayerReader:
             )
         return self._member(info, path, kind)
 
+    def _whiteout(self, info: tarfile.TarInfo, path: str, folder: str, name: str) -> Member | None:
+        hidden = _hidden(path, folder, name)
+        if hidden is None:
+            return None
+        self._enter(folder, path)
+        return self._member(info, *hidden)
+
     def _place(self, path: str, folder: str, kind: Kind) -> None:
         """Note that `path` is taken; its parents are directories, and it comes once."""
-        above = self._seen.get(folder, Kind.DIRECTORY)
-        if above is not Kind.DIRECTORY:
-            raise ImageError(f"{path!r} stands below {folder!r}, which is no directory")
+        self._enter(folder, path)
         if not path and kind is not Kind.DIRECTORY:
             raise ImageError("its root is no directory")
         before = self._seen.get(path)
         if before and not before is kind is Kind.DIRECTORY:
             raise ImageError(f"{path!r} comes twice")
         self._seen[path] = kind
-        while folder and folder not in self._seen:
-            self._seen[folder] = Kind.DIRECTORY
-            folder = folder.rpartition("/")[0]
-            if self._seen.get(folder, Kind.DIRECTORY) is not Kind.DIRECTORY:
+        self.implied.discard(path)
+
+    def _enter(self, folder: str, path: str) -> None:
+        """Note that `folder` and all above it are directories, described or not."""
+        while folder:
+            kind = self._seen.get(folder)
+            if kind is Kind.DIRECTORY:
+                return
+            if kind:
                 raise ImageError(f"{path!r} stands below {folder!r}, which is no directory")
+            self._seen[folder] = Kind.DIRECTORY
+            self.implied.add(folder)
+            folder = folder.rpartition("/")[0]
 
     def _member(self, info: tarfile.TarInfo, path: str, kind: Kind) -> Member:
         if not 0 <= info.uid <= _MOST_ID or not 0 <= info.gid <= _MOST_ID:
@@ -369,7 +383,8 @@ def _nanoseconds(info: tarfile.TarInfo) -> int:
     if said is None:
         return int(info.mtime) * 1_000_000_000
     whole, _, rest = said.partition(".")
-    nanoseconds = int(whole or 0) * 1_000_000_000 + int((rest + "000000000")[:9])
+    fraction = int((rest + "000000000")[:9])
+    nanoseconds = int(whole or 0) * 1_000_000_000 + (-fraction if whole.startswith("-") else fraction)
     if abs(nanoseconds) >= 1 << 63:
         raise ImageError(f"{info.name!a} has a time that can't be: {said[:40]!a}")
     return nanoseconds

@@ -83,7 +83,7 @@ def _sweep(
 
 
 def _needed(store: ImageStore, without: set[str] | frozenset[str]) -> tuple[set[str], set[str]]:
-    """The blobs that images need, and the diff_ids of their layers, as hexadecimal digits.
+    """The blobs that images need, and the diff_ids and ChainIDs of their layers, as hexadecimal digits.
 
     Raises ImageError for an image that can't be read: nothing is removed on a guess.
     """
@@ -100,5 +100,5 @@ def _needed(store: ImageStore, without: set[str] | frozenset[str]) -> tuple[set[
                 f"{name}: {error}; remove or load it again first, then the rest can be told"
             ) from None
         blobs |= {image.digest, image.id, *(layer.digest for layer in image.layers)}
-        diff_ids |= set(image.diff_ids)
+        diff_ids |= {*image.diff_ids, *image.chain}
     return {one.removeprefix("sha256:") for one in blobs}, {one.removeprefix("sha256:") for one in diff_ids}

@@ -85,13 +85,18 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class LayerNote:
-    """What reading a layer through has told: `files_bytes` is what docker calls its size."""
+    """What reading a layer through has told.
+
+    `files_bytes` is what docker calls its size, `implied` the number of directories that it has something in
+    but does not describe.
+    """
 
     diff_id: str
     files_bytes: int
     tar_bytes: int
     entries: int
     packing: str
+    implied: int = 0
 
 
 class ImageStore:
@@ -253,7 +258,14 @@ class ImageStore:
         unpacked = Unpacked(source, limits.image_bytes, what)
         reader = LayerReader(io.BufferedReader(unpacked, _BUFFER), what, limits)
         entries = sum(1 for _ in reader)
-        return LayerNote(unpacked.digest(), reader.size_bytes, unpacked.size_bytes, entries, unpacked.packing)
+        return LayerNote(
+            unpacked.digest(),
+            reader.size_bytes,
+            unpacked.size_bytes,
+            entries,
+            unpacked.packing,
+            len(reader.implied),
+        )
 
     def _write_note(self, digest: str, note: LayerNote) -> None:
         path = self.root / "layers" / f"{digest.removeprefix('sha256:')}.json"
