@@ -55,7 +55,7 @@ def command(
     repeat: int,
     as_json: bool,
     page: str | None,
-) -> None:
+) -> int:
     """Do the same work in several ways, and say what each costs.
 
     One program, which makes system calls, runs as a process of the host, in a fully virtualized guest whose
@@ -72,6 +72,12 @@ def command(
     Every figure is from the runs of this comparison. VM exits are the returns of KVM_RUN; KVM's own count
     has those too that never left the kernel. The host's system calls are counted with ptrace, in a run by
     itself.
+
+    \b
+    The exit status:
+      0  everything was measured, or its reason stands in its place
+      1  one of the ways could not run here at all
+      125  pykvm failed, or two ways did not come to the same
 
     \b
     Examples:
@@ -99,6 +105,7 @@ def command(
         print_table(found, sys.stdout)
     if page:
         write_page(page, found)
+    return 1 if found.absent_ways else 0
 
 
 @contextmanager

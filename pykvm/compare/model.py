@@ -127,6 +127,12 @@ class Comparison:
                 return cell
         raise KeyError(f"{workload} in {way}")
 
+    @property
+    def absent_ways(self) -> tuple[str, ...]:
+        """The ways that could not run here at all."""
+        ran = {cell.way for cell in self.cells if not isinstance(cell.start_ms, Absent)}
+        return tuple(column.name for column in self.columns if column.name not in ran)
+
     def as_json(self) -> dict[str, Any]:
         """Plain values; an Absent is {"absent": reason}, or null where there can't be a figure."""
         return {

@@ -122,7 +122,8 @@ def test_table_shows_every_figure_and_every_reason() -> None:
     print_table(comparison(cell("a"), cell("b", exits=Absent("no KVM"), host_syscalls=NO_GUEST)), file)
     text = file.getvalue()
     assert "print: 10 times one line of 64 bytes" in text
-    assert re.search(r"VM exits to pykvm\W+1,287\W+not measured here: no KVM", text)
+    assert re.search(r"VM exits to pykvm\W+1,287\W+not measured here \(1\)", text)
+    assert "not measured here (1): no KVM\n" in text
     assert re.search(r"host system calls\W+1,287\W+- ", text)
     assert "IO 128" in text
     assert "\x1b" not in text
@@ -219,6 +220,7 @@ def test_a_way_that_can_t_run_is_a_column_of_reasons() -> None:
     found = compare(ways, [WORKLOADS["print"]], Plan(10, repeat=1))
     assert found.cell("print", "b") == Cell.absent("print", "b", 10, "no KVM")
     assert not ways[1].runs
+    assert found.absent_ways == ("b",)
     assert isinstance(found.cell("print", "a").us_per_operation, float)
 
 
