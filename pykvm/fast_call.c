@@ -71,3 +71,24 @@ enum answer fast_call_at(struct loop_shared *shared, struct trace_record *record
         memcpy(at + offsetof(struct hypercall, result), &call.result, sizeof call.result);
     return answer;
 }
+
+/* The hypercall of an exit that is a store or VMCALL. */
+enum answer fast_call_exit(struct exit_loop *loop, struct trace_record *record)
+{
+    struct kvm_run *run = loop->run;
+    uint64_t gpa = 0, at = loop->shared->call_register;
+    enum answer answer;
+    if (run->exit_reason == KVM_EXIT_MMIO) {
+        if (!at || run->mmio.phys_addr != at || !run->mmio.is_write || (run->mmio.len != 4 && run->mmio.len != 8))
+            return FOR_PYTHON;
+        memcpy(&gpa, run->mmio.data, run->mmio.len);
+    } else {
+        if (run->hypercall.nr != HYPERCALL_VMCALL || run->hypercall.args[0] != HYPERCALL_VMCALL_KEY)
+            return FOR_PYTHON;
+        gpa = run->hypercall.args[2];
+    }
+    answer = fast_call_at(loop->shared, record, gpa);
+    if (answer == ANSWERED && run->exit_reason == KVM_EXIT_HYPERCALL)
+        run->hypercall.ret = 0;
+    return answer;
+}

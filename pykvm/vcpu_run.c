@@ -66,27 +66,6 @@ static enum answer do_fast_port(struct exit_loop *loop, struct trace_record *rec
     }
 }
 
-/* A hypercall that comes by a store or by VMCALL. */
-static enum answer do_other_call(struct exit_loop *loop, struct trace_record *record)
-{
-    struct kvm_run *run = loop->run;
-    uint64_t gpa = 0, at = loop->shared->call_register;
-    enum answer answer;
-    if (run->exit_reason == KVM_EXIT_MMIO) {
-        if (!at || run->mmio.phys_addr != at || !run->mmio.is_write || (run->mmio.len != 4 && run->mmio.len != 8))
-            return FOR_PYTHON;
-        memcpy(&gpa, run->mmio.data, run->mmio.len);
-    } else {
-        if (run->hypercall.nr != HYPERCALL_VMCALL || run->hypercall.args[0] != HYPERCALL_VMCALL_KEY)
-            return FOR_PYTHON;
-        gpa = run->hypercall.args[2];
-    }
-    answer = fast_call_at(loop->shared, record, gpa);
-    if (answer == ANSWERED && run->exit_reason == KVM_EXIT_HYPERCALL)
-        run->hypercall.ret = 0;
-    return answer;
-}
-
 /* Whether the exit is a single step that nobody but the trace asked for. A breakpoint is none. */
 static int is_counted_step(const struct exit_loop *loop)
 {
@@ -113,7 +92,7 @@ static enum answer answer_exit(struct exit_loop *loop, struct trace_record *reco
         return ANSWERED;
     }
     if (run->exit_reason == KVM_EXIT_MMIO || run->exit_reason == KVM_EXIT_HYPERCALL) {
-        answer = do_other_call(loop, record);
+        answer = fast_call_exit(loop, record);
         loop->fast_exits += answer == ANSWERED;
         if (answer == ANSWERED && record)
             record->verb = VERB_HYPERCALL;

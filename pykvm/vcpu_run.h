@@ -190,6 +190,7 @@ void exit_loop_settle(struct exit_loop *loop);
 /* fast_call.c */
 enum answer fast_call(struct loop_shared *shared, struct trace_record *record, struct hypercall *call);
 enum answer fast_call_at(struct loop_shared *shared, struct trace_record *record, uint64_t gpa);
+enum answer fast_call_exit(struct exit_loop *loop, struct trace_record *record);
 
 /* guest_bytes.c */
 const uint8_t *io_bytes(const struct exit_loop *loop, uint64_t *size);

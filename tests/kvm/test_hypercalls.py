@@ -345,7 +345,7 @@ def table_guest(tmp_path_factory: pytest.TempPathFactory) -> Any:
         max_size=20,
     )
 )
-@settings(deadline=None, max_examples=12, database=None)
+@settings(max_examples=12)  # each boots a guest
 def test_any_calls_of_a_guest_are_answered(table_guest: Any, asked: list[tuple[int, ...]]) -> None:
     """Any numbers and arguments: each gets a result, the guest ends its run itself, and memory is whole."""
     with Machine("2M") as machine:

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pykvm._native import ffi, lib
@@ -419,7 +419,6 @@ def test_there_are_so_many_rings_and_no_more(host: Host) -> None:
 
 
 @given(gpa=U64, size=U64, flags=U64, header=st.binary(min_size=HEADER, max_size=HEADER))
-@settings(deadline=None)
 def test_any_announcement_is_an_error_or_a_ring_in_memory(
     gpa: int, size: int, flags: int, header: bytes
 ) -> None:
@@ -448,7 +447,6 @@ SAFE = [number for number in CALLS if number not in (lib.HC_EXIT, lib.HC_YIELD)]
     ),
     st.integers(0, 9) | U64,
 )
-@settings(deadline=None, max_examples=60)
 def test_a_ring_of_hostile_calls_changes_only_what_it_may(
     asked: list[tuple[int, int, int, int]], head: int
 ) -> None:
