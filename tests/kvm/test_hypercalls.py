@@ -272,6 +272,36 @@ def test_what_is_in_a_ring_when_the_guest_ends_is_done(boot: Boot) -> None:
     result.check(exit_code=0, console="nobody waits for this\n" * 64)
 
 
+MARKS = checks(
+    """
+    static struct ring ring;
+    int main(void)
+    {
+        CHECK(1, ring_open(&ring, 0) == 0);
+        for (unsigned n = 0; n < 1600; n += 32) {
+            for (unsigned i = n; i < n + 32; i++)
+                ring.call[i % RING_CALLS] = (struct hypercall){.number = HC_MARK, .arg = {i}};
+            ring_submit(&ring, 32);
+            CHECK(2, ring_wait(&ring) == 0);
+        }
+        return 0;
+    }
+    """
+)
+
+
+@pytest.mark.needs("ioeventfd")
+def test_no_call_of_a_ring_is_lost_or_late(boot: Boot, monkeypatch: pytest.MonkeyPatch) -> None:
+    """1,600 calls are 1,600 marks and 1,600 records, in order, although a ring of 64 fills up each time."""
+    monkeypatch.setattr("pykvm.machine._TRACE_RECORDS", 64)
+    result = boot.c(MARKS, trace=True)
+    result.check(exit_code=0)
+    assert [mark.value for mark in result.marks] == list(range(1600))
+    calls = [record.call.args[0] for record in result.trace if record.call and record.reason == "RING"]
+    assert calls == list(range(1600))
+    assert result.stats.dropped_records == 0
+
+
 @pytest.mark.needs("ioeventfd")
 def test_a_call_in_a_ring_may_end_the_run(boot: Boot) -> None:
     """HC_EXIT by the rings' thread stops a vCPU that never leaves the guest."""
