@@ -105,7 +105,9 @@ class Recorder:
             self.tracer.add_source(ProgramCalls(machine.paravirt, machine.memory, clock))
         self._count(machine)
         about = TraceAbout(
-            image=Path(image.name).name if image else "",
+            image=Path(
+                machine.paravirt.program.name if machine.paravirt else image.name if image else ""
+            ).name,
             vcpus=len(machine.vcpus),
             start_ns=time.monotonic_ns(),
             start_unix_ns=time.time_ns(),

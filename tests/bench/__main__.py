@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from pykvm.errors import PykvmError
 from pykvm.kvm import Kvm
 
-from . import measure
+from . import measure, traces
 from .calls import calls
 from .figures import Figure, as_json, as_table, figures_in, read_baseline
 from .floor import Programs
@@ -22,7 +22,7 @@ from .labs import KEPT, measure_in
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-_PARTS = ("exits", "calls", "lifecycle", "command", "memory", "leaks")
+_PARTS = ("exits", "calls", "traces", "lifecycle", "command", "memory", "leaks")
 
 
 def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
@@ -63,6 +63,7 @@ def _measure(
     todo: dict[str, Callable[[], list[Figure]]] = {
         "exits": lambda: measure.exits(programs, samples, seconds, progress),
         "calls": lambda: calls(programs, samples, seconds, progress),
+        "traces": lambda: traces.events(progress, 100_000 if quick else 1_000_000),
         "lifecycle": lambda: measure.lifecycle(programs, samples, progress),
         "command": lambda: measure.command(samples, progress),
         "memory": measure.memory,

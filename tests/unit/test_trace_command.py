@@ -80,6 +80,24 @@ def test_wrong_usage_is_status_two(capfd: pytest.CaptureFixture[str], arguments:
     assert "Usage: pykvm trace" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--attach", "one", "01_hello"], "IMAGE can't be chosen"),
+        (["--attach=one", "--smp", "2"], "--smp can't be chosen"),
+        (["--attach", "one", "--step", "3"], "--step can't be chosen"),
+        ([], "Missing argument 'IMAGE'"),
+        (["-c", "--", "--attach"], "no such file"),
+    ],
+)
+def test_a_machine_that_runs_is_what_it_is(
+    capfd: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    """--attach goes with what a trace shows, and with nothing that makes a machine."""
+    assert main(["trace", *arguments]) in (2, 127)
+    assert words in capfd.readouterr().err
+
+
 def test_a_wrong_image_costs_nobody_an_old_trace(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """The file is opened when the image has been loaded; the status is that of `run`."""
     path = tmp_path / "trace.jsonl"

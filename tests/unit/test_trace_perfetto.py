@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 from trace_parts import ABOUT, Memory, event, events, result, written
 
 from pykvm.trace import perfetto
+from pykvm.trace.event import KINDS
 from pykvm.trace.perfetto import PerfettoSink
 
 BEGIN, END, INSTANT = 1, 2, 3
@@ -168,6 +171,49 @@ def test_any_events_make_a_trace_that_can_be_read(found: list[Any]) -> None:
     made = trace(*found)
     assert all(packet[10] == [1] for packet in made.packets)
     assert len(made.events) >= len(found)
+
+
+def known_to(message: Any) -> bool:
+    """Whether Perfetto's schema knows every field of a message and of those in it."""
+    from google.protobuf.unknown_fields import UnknownFieldSet
+
+    if len(UnknownFieldSet(message)):
+        return False
+    parts = [value for field, value in message.ListFields() if field.message_type]
+    flat = [one for part in parts for one in (part if isinstance(part, Sequence) else [part])]
+    return all(map(known_to, flat))
+
+
+def test_perfetto_s_own_schema_reads_it_all() -> None:
+    """Every field is known, names and tracks are told before their use, slices open and close in order."""
+    from perfetto.protos.perfetto.trace import perfetto_trace_pb2 as schema
+
+    call = event(3000, kind="hypercall", name="time", args=(("way", "x"),), result=-14, code="out dx, al")
+    kinds = [event(500 + 100 * i, kind=kind, duration_ns=50, guest_ns=None) for i, kind in enumerate(KINDS)]
+    syscall = event(3100, kind="syscall", name="read", task="init[1]", duration_ns=None, guest_ns=None)
+    out = Memory()
+    written(PerfettoSink(out), [*kinds, call, syscall, event(90_000, data=bytes(32))], result())  # type: ignore[arg-type]
+    found = schema.Trace.FromString(out.contents)
+    assert known_to(found)
+    names, tracks, open_ = set[int](), set[int](), Counter[int]()
+    last: dict[int, int] = {}
+    for packet in found.packet:
+        names |= {entry.iid for entry in packet.interned_data.event_names}
+        if packet.HasField("track_descriptor"):
+            about = packet.track_descriptor
+            assert about.parent_uuid in {0, *tracks}
+            tracks.add(about.uuid)
+        if packet.HasField("track_event"):
+            one = packet.track_event
+            assert one.track_uuid in tracks
+            assert last.get(one.track_uuid, 0) <= packet.timestamp
+            last[one.track_uuid] = packet.timestamp
+            open_[one.track_uuid] += {BEGIN: 1, END: -1}.get(one.type, 0)
+            assert open_[one.track_uuid] >= 0
+            assert one.type == END or one.name_iid in names
+    assert found.packet[0].trace_packet_defaults.timestamp_clock_id == schema.BUILTIN_CLOCK_MONOTONIC
+    assert not +open_
+    assert len(tracks) >= 5
 
 
 @given(st.integers(0, 2**63), st.binary(max_size=5000))

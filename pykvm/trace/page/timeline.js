@@ -196,7 +196,7 @@ class Timeline {
         pen.font = "600 12px system-ui, sans-serif";
         pen.fillText(row.group, 12, row.headline + GROUP / 2 - 1);
       }
-      pen.fillStyle = row.isGuest ? "hsl(182 42% 46%)" : `hsl(${HUES[row.track] ?? 0} 55% 50%)`;
+      pen.fillStyle = row.isGuest ? "hsl(182 42% 46%)" : `hsl(${HUES[row.track] ?? HUES["guest kernel"]} 55% 50%)`;
       pen.fillRect(14, row.y + 3, 4, BAR - 8);
       pen.fillStyle = this.ink.dim;
       pen.font = "12px system-ui, sans-serif";
