@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -75,11 +76,20 @@ def _sweep(
     doomed += [
         path for path in (store.root / "erofs").iterdir() if path.name.partition(".")[0] not in diff_ids
     ]
+    doomed += [path for path in (store.root / "cache").glob("*") if _layer_of(path) not in blobs]
     for path in doomed:
         with suppress(FileNotFoundError):
             removed.freed_bytes += path.stat().st_size
             if not dry_run:
                 path.unlink()
+
+
+def _layer_of(path: Path) -> str:
+    """The layer that an entry of the build cache is for."""
+    try:
+        return str(json.loads(path.read_bytes())["layer"]).removeprefix("sha256:")
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def _needed(store: ImageStore, without: set[str] | frozenset[str]) -> tuple[set[str], set[str]]:

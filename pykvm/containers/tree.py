@@ -9,13 +9,22 @@ from typing import TYPE_CHECKING
 from pykvm.containers.layer import Kind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from pykvm.containers.documents import Descriptor, Image
     from pykvm.containers.layer import LayerReader, Member
     from pykvm.containers.store import ImageStore
 
-__all__ = ["Change", "FileTree", "LayerChanges", "Node", "changes_between", "layered_changes", "tree_of"]
+__all__ = [
+    "Change",
+    "FileTree",
+    "LayerChanges",
+    "Node",
+    "changes_between",
+    "layered_changes",
+    "read_file",
+    "tree_of",
+]
 
 _CHUNK = 1 << 18
 
@@ -174,15 +183,28 @@ class FileTree:
         )
 
 
-def tree_of(
-    store: ImageStore, layers: tuple[Descriptor, ...] | list[Descriptor], *, with_content: bool
-) -> FileTree:
+def tree_of(store: ImageStore, layers: Sequence[Descriptor], *, with_content: bool) -> FileTree:
     """The files of layers that are in the store, lowest first."""
     tree = FileTree()
     for layer in layers:
         with store.open_layer(layer) as reader:
             tree.apply(reader, with_content=with_content)
     return tree
+
+
+def read_file(store: ImageStore, layers: Sequence[Descriptor], path: str, limit: int) -> bytes | None:
+    """The first `limit` bytes of a regular file as the topmost layer has it, or None if none has."""
+    for layer in reversed(layers):
+        found: bytes | None = None
+        is_gone = False
+        with store.open_layer(layer) as reader:
+            for member in reader:
+                if member.path == path and member.kind is Kind.FILE:
+                    found = reader.data(member).read(limit)
+                is_gone = is_gone or (member.path == path and member.kind is Kind.WHITEOUT)
+        if found is not None or is_gone:
+            return found
+    return None
 
 
 def changes_between(store: ImageStore, old: Image, new: Image) -> list[Change]:

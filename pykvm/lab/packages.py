@@ -21,12 +21,23 @@ from pykvm.lab.kernel import Kernel, given_kernel, release_of, unpack
 from pykvm.lab.store import DamageError, Entry, Store, need_space
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
 _T = TypeVar("_T")
 
-__all__ = ["APT_TOOLS", "cached_kernel", "cached_program", "fetch_kernel", "fetch_program", "kernel_for"]
+__all__ = [
+    "APT_TOOLS",
+    "Apt",
+    "AptError",
+    "Candidate",
+    "by_apt",
+    "cached_kernel",
+    "cached_program",
+    "fetch_kernel",
+    "fetch_program",
+    "kernel_for",
+]
 
 APT_TOOLS = (Tool("apt-get", "apt"), Tool("apt-cache", "apt"), Tool("dpkg-deb", "dpkg"))
 
@@ -44,12 +55,14 @@ _ROOM_FOR_LISTS = 64 << 20
 _OTHER_KERNEL = "Another kernel can be named with --kernel FILE --modules DIR"
 
 
-class _AptError(LabError):
+class AptError(LabError):
     """apt could not do it, perhaps because its lists are missing or old."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Candidate:
+class Candidate:
+    """One version of a package, as apt's lists describe it."""
+
     package: str
     version: str
     digest: str
@@ -93,7 +106,7 @@ def cached_kernel(flavour: str, store: Store) -> Kernel | None:
 
 def fetch_kernel(flavour: str, store: Store, progress: Progress) -> Kernel:
     """Ask apt for its newest kernel of a flavour, and fetch it unless it is in the cache already."""
-    return _by_apt(
+    return by_apt(
         lambda apt: _fetch_from(apt, flavour, store, progress),
         "Debian's kernel",
         _OTHER_KERNEL,
@@ -116,7 +129,7 @@ def cached_program(package: str, store: Store) -> Path | None:
 def fetch_program(package: str, member: str, store: Store, progress: Progress) -> Path:
     """The file `member` ("bin/busybox") of Debian's newest `package`, fetched unless the cache has it."""
 
-    def fetch(apt: _Apt) -> Path:
+    def fetch(apt: Apt) -> Path:
         candidate = apt.package(package)
         name = member.rpartition("/")[2]
 
@@ -141,26 +154,26 @@ def fetch_program(package: str, member: str, store: Store, progress: Progress) -
         key = f"{package}_{candidate.version.replace(':', '%3a')}"
         return store.obtain(_PROGRAMS, key, build, progress, keep=_KEPT).path / name
 
-    return _by_apt(fetch, f"Debian's {package}", "", store, progress)
+    return by_apt(fetch, f"Debian's {package}", "", store, progress)
 
 
-def _by_apt(fetch: Callable[[_Apt], _T], what: str, hint: str, store: Store, progress: Progress) -> _T:
+def by_apt(fetch: Callable[[Apt], _T], what: str, hint: str, store: Store, progress: Progress) -> _T:
     """What `fetch` gets with the system's package lists or, where they do not do, with fresh ones."""
     missing = [tool.program for tool in APT_TOOLS if not shutil.which(tool.program)]
     if missing:
         raise LabError(f"no {missing[0]} here to fetch {what} with. {hint}".rstrip(" ."))
     with store.room() as room:
         try:
-            return fetch(_Apt())
-        except _AptError as error:
+            return fetch(Apt())
+        except AptError as error:
             progress(f"{error}; fetching the package lists")
         try:
-            return fetch(_Apt.with_fresh_lists(room))
-        except _AptError as error:
+            return fetch(Apt.with_fresh_lists(room))
+        except AptError as error:
             raise LabError(f"{error}; is there a network? {hint}".rstrip()) from error
 
 
-def _fetch_from(apt: _Apt, flavour: str, store: Store, progress: Progress) -> Kernel:
+def _fetch_from(apt: Apt, flavour: str, store: Store, progress: Progress) -> Kernel:
     candidate = apt.candidate(f"linux-image-{flavour}")
 
     def build(where: Path) -> Mapping[str, Any]:
@@ -192,14 +205,14 @@ def _kernel(entry: Entry) -> Kernel:
     return Kernel(release, entry.path / "vmlinuz", elf, entry.path / "modules", entry.key)
 
 
-class _Apt:
+class Apt:
     """apt-get and apt-cache, with the system's lists or with lists of our own."""
 
     def __init__(self, *settings: str) -> None:
         self._options = [part for setting in (*_APT_SETTINGS, *settings) for part in ("-o", setting)]
 
     @classmethod
-    def with_fresh_lists(cls, room: Path) -> _Apt:
+    def with_fresh_lists(cls, room: Path) -> Apt:
         """Lists fetched now into `room`, from the sources that the system names. Raises LabError."""
         need_space(room, _ROOM_FOR_LISTS)
         for name in ("state/lists/partial", "cache/archives/partial"):
@@ -208,33 +221,69 @@ class _Apt:
         apt._run("apt-get", "-q", "-o", "APT::Update::Error-Mode=any", "update")
         return apt
 
-    def candidate(self, meta: str) -> _Candidate:
-        """The kernel package that the metapackage depends on. Raises _AptError if apt knows none."""
+    def candidate(self, meta: str) -> Candidate:
+        """The kernel package that the metapackage depends on. Raises AptError if apt knows none."""
         shown = _fields(self._run("apt-cache", "show", "--no-all-versions", meta))
         found = re.search(r"(linux-image-[\w.+~-]+) \(= (\S+)\)", shown.get("Depends", ""))
         if not found:
-            raise _AptError(f"apt's {meta} depends on no kernel image")
+            raise AptError(f"apt's {meta} depends on no kernel image")
         return self.package(found[1], found[2])
 
-    def package(self, package: str, version: str = "") -> _Candidate:
-        """A package by name, the newest unless `version` says which. Raises _AptError if apt knows none."""
+    def package(self, package: str, version: str = "") -> Candidate:
+        """A package by name, the newest unless `version` says which. Raises AptError if apt knows none."""
         wanted = f"{package}={version}" if version else package
         real = _fields(self._run("apt-cache", "show", "--no-all-versions", wanted))
         try:
             version = version or real["Version"]
             sizes = int(real["Size"]), int(real["Installed-Size"]) << 10
-            return _Candidate(package, version, real["SHA256"], *sizes)
+            return Candidate(package, version, real["SHA256"], *sizes)
         except (KeyError, ValueError) as error:
-            raise _AptError(f"apt does not know enough about {package}: {error}") from error
+            raise AptError(f"apt does not know enough about {package}: {error}") from error
 
-    def download(self, what: _Candidate, where: Path, progress: Progress) -> Path:
-        """The .deb in `where`, its checksum verified by apt. Raises _AptError."""
+    def closure(self, packages: Sequence[str]) -> list[Candidate]:
+        """Packages with all they depend on, in the order of installation, as on a system that has none.
+
+        Raises AptError if apt knows one of them not, or can't have them together.
+        """
+        empty = "Dir::State::status=/dev/null", "APT::Architecture=amd64", "APT::Install-Recommends=0"
+        options = [part for one in (*empty, "Debug::NoLocking=1") for part in ("-o", one)]
+        done = self._run("apt-get", "-q", "-s", *options, "install", *packages)
+        found = re.findall(r"^Inst (\S+) \((\S+) ", done, re.MULTILINE)
+        return self._candidates([f"{package}={version}" for package, version in found])
+
+    def _candidates(self, wanted: Sequence[str]) -> list[Candidate]:
+        shown = self._run("apt-cache", "show", *wanted) if wanted else ""
+        about = {}
+        for paragraph in shown.strip().split("\n\n"):
+            real = _fields(paragraph)
+            about[f"{real.get('Package')}={real.get('Version')}"] = real
+        try:
+            return [
+                Candidate(
+                    one.partition("=")[0],
+                    about[one]["Version"],
+                    about[one]["SHA256"],
+                    int(about[one]["Size"]),
+                    int(about[one]["Installed-Size"]) << 10,
+                )
+                for one in wanted
+            ]
+        except (KeyError, ValueError) as error:
+            raise AptError(f"apt does not know enough about {error}") from error
+
+    def download(self, what: Candidate, where: Path, progress: Progress) -> Path:
+        """The .deb in `where`, its checksum verified by apt. Raises AptError."""
+        return self.download_all([what], where, progress)[0]
+
+    def download_all(self, wanted: Sequence[Candidate], where: Path, progress: Progress) -> list[Path]:
+        """The .debs in `where`, an empty directory, in the order of their names. Raises AptError."""
         reader, writer = os.pipe()
         command = self._command("apt-get", "-q", "-o", f"APT::Status-Fd={writer}", "download")
+        name = wanted[0].package if len(wanted) == 1 else f"{len(wanted)} packages"
         with os.fdopen(reader) as status:
             try:
                 process = subprocess.Popen(
-                    [*command, f"{what.package}={what.version}"],
+                    [*command, *(f"{one.package}={one.version}" for one in wanted)],
                     cwd=where,
                     env=_plain_environment(),
                     stdin=subprocess.DEVNULL,
@@ -246,12 +295,12 @@ class _Apt:
             finally:
                 os.close(writer)
             with process:
-                _report_percent(status, what.package, progress)
+                _report_percent(status, name, progress)
                 errors = process.stderr.read() if process.stderr else ""
-        found = list(where.glob("*.deb"))
-        if process.returncode or len(found) != 1:
-            raise _AptError(f"apt could not fetch {what.package}: {_complaint(errors)}")
-        return found[0]
+        found = sorted(where.glob("*.deb"))
+        if process.returncode or len(found) != len(wanted):
+            raise AptError(f"apt could not fetch {name}: {_complaint(errors)}")
+        return found
 
     def _command(self, program: str, *arguments: str) -> list[str]:
         return [program, *self._options, *arguments]
@@ -266,7 +315,7 @@ class _Apt:
             check=False,
         )
         if done.returncode:
-            raise _AptError(f"{program} {arguments[-1]}: {_complaint(done.stderr)}")
+            raise AptError(f"{program} {arguments[-1]}: {_complaint(done.stderr)}")
         return done.stdout
 
 
