@@ -59,6 +59,7 @@ _FLIGHT_RECORDS = 64
 _TRACE_RECORDS = 1 << 14
 _REST_S = 0.01
 _CTRL_D = b"\x04"
+_TERMINAL_READY = 0xC5
 
 
 class Machine:
@@ -350,7 +351,7 @@ class Machine:
             irq_line=lambda gsi: GsiLine(vm, gsi) if vm.has_irqchip else None,
             timers=self._timers,
             end=lambda reason, code, detail: self._ending.finish(reason, code=code, detail=detail),
-            mark=self._marks.add,
+            mark=self._on_post,
             flush_page=self._flush_page,
             attach_calls=lambda: transports.attach(self.ports, self.mmio, calls),
         )
@@ -359,6 +360,12 @@ class Machine:
             self.fast_port(layout.DEBUG_CONSOLE, lib.VERB_APPEND)
             self.fast_port(layout.HYPERCALL, lib.VERB_HYPERCALL)
         self.virtio.build(vm, self.mmio, self.memory, self._lock, len(self.memory.slots))
+
+    def _on_post(self, value: int) -> None:
+        """A boot mark; one of them says that somebody reads the console."""
+        self._marks.add(value)
+        if self.terminal and value == _TERMINAL_READY:
+            self.terminal.release()
 
     def _more_calls(self) -> dict[int, Callable[[Any], int]]:
         """The hypercalls that only this machine's guest makes."""
@@ -589,6 +596,17 @@ class Machine:
         """End the run from any thread."""
         self._ending.finish(reason, detail=detail)
 
+    def press_power_button(self) -> None:
+        """Ask a Linux guest to switch itself off, from any thread: an ACPI event, which it may ignore.
+
+        Raises ConfigError where the board has no such button.
+        """
+        if self.vm is None or self.spec.board != "linux":
+            raise ConfigError("only a loaded Linux guest's board has a power button")
+        line = GsiLine(self.vm, layout.ACPI_EVENT_GSI)
+        line.set_level(True)  # the line is edge-triggered
+        line.set_level(False)
+
     def send(self, data: bytes) -> int:
         """Type `data` on the guest's console, from any thread: how many bytes it took.
 
@@ -602,11 +620,14 @@ class Machine:
                 return self.terminal.receive(data)
             return self.serial.receive(data)
 
-    def add_console(self, *, columns: int = 0, rows: int = 0) -> VirtioConsole:
-        """A virtio console, which is where send() types once a driver has it; before load()."""
+    def add_console(self, *, columns: int = 0, rows: int = 0, hold: bool = False) -> VirtioConsole:
+        """A virtio console, which is where send() types from now on; before load().
+
+        With `hold`, what is typed waits until the guest writes the mark 0xc5 to port 0x80.
+        """
         from pykvm.devices.virtio.console import Console as VirtioConsole  # noqa: PLC0415 - only Linux pays
 
-        self.terminal = VirtioConsole(self._console.write, columns=columns, rows=rows)
+        self.terminal = VirtioConsole(self._console.write, columns=columns, rows=rows, hold=hold)
         self.virtio.add(self.terminal)
         return self.terminal
 

@@ -54,7 +54,10 @@ def linux_machine(
     if show and sys.stdout and sys.stdout.isatty():
         size = shutil.get_terminal_size()
         job.add("window", size.lines, size.columns)
-    if (command := options.get("init")) is not None:
+    command = options.get("init")
+    if command is None and show and sys.stdin and not sys.stdin.isatty():
+        command = "cat | /bin/sh"  # a shell on a terminal would show a prompt, and edit lines
+    if command is not None:
         job.add("plain")
         job.add("run", command)
     cmdline = f"{CMDLINE} {'' if options.get('verbose') else 'quiet'} {options.get('cmdline') or ''}"
@@ -62,7 +65,7 @@ def linux_machine(
     def load(machine: Machine) -> None:
         wanted = add_devices(machine, options, job)
         if is_virtio:
-            machine.add_console(columns=size.columns, rows=size.lines)
+            machine.add_console(columns=size.columns, rows=size.lines, hold=True)
             wanted += ["virtio_mmio", "virtio_console"]
         initrd = build_initramfs(parts, job, wanted)
         machine.load(parts.kernel.image, initrd=initrd, cmdline=" ".join(cmdline.split()))

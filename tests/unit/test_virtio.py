@@ -297,7 +297,7 @@ def test_entropy_fills_what_it_gets_and_no_more_than_64_kib() -> None:
 def test_the_console_prints_takes_input_and_is_resized() -> None:
     """Output at once; input waits for the driver's buffers; the size is in the configuration."""
     printed: list[bytes] = []
-    console = Console(printed.append, columns=80, rows=25)
+    console = Console(printed.append, columns=80, rows=25, hold=True)
     with Driver(console, features=V1 | 1) as driver:
         driver.request([b"hello ", b"world"], queue=1)
         assert b"".join(printed) == b"hello world"
@@ -314,6 +314,9 @@ def test_the_console_prints_takes_input_and_is_resized() -> None:
         ring.offer(0)
         driver.put(Register.QUEUE_NOTIFY, 0)
         assert console.receive(b"typed") == 5
+        driver.transport.serve(lambda: console.on_ready(fd))
+        assert ring.returned() == []
+        console.release()
         driver.transport.serve(lambda: console.on_ready(fd))
         assert (ring.returned(), driver.memory.read(BUFFERS_AT, 3)) == ([(0, 3)], b"typ")
         ring.offer(0)

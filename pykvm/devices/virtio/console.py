@@ -29,17 +29,24 @@ class ConsoleFeature(IntFlag):
 
 
 class Console(VirtioDevice):
-    """Hands what the guest prints to `output`; receive() and resize() are the terminal's side, any thread."""
+    """Hands what the guest prints to `output`; receive() and resize() are the terminal's side, any thread.
+
+    With `hold`, input waits for release(): a driver that starts throws away what comes too early, and a
+    terminal that is not set up yet would echo it.
+    """
 
     device_id = 3
     features = ConsoleFeature.SIZE | ConsoleFeature.EMERG_WRITE
     queue_sizes = (64, 256)
     name = "console"
 
-    def __init__(self, output: Callable[[bytes], None], *, columns: int = 0, rows: int = 0) -> None:
+    def __init__(
+        self, output: Callable[[bytes], None], *, columns: int = 0, rows: int = 0, hold: bool = False
+    ) -> None:
         super().__init__()
         self._output = output
         self._size = self._shown = columns, rows
+        self._holds = hold
         self._input = bytearray()
         self._lock = threading.Lock()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -73,6 +80,11 @@ class Console(VirtioDevice):
             self._input += data[:taken]
         os.eventfd_write(self._wake, 1)
         return taken
+
+    def release(self) -> None:
+        """Somebody in the guest reads now."""
+        self._holds = False
+        os.eventfd_write(self._wake, 1)
 
     def resize(self, columns: int, rows: int) -> None:
         """The terminal's window has another size; also from a signal's handler."""
@@ -115,13 +127,16 @@ class Console(VirtioDevice):
 
     def _feed(self) -> None:
         queue = self.queues[_RECEIVE]
-        while self._input and (chain := queue.pop()):
+        while self._input and not self._holds:
+            chain = queue.pop()
+            if chain is None:
+                if queue.is_idle():  # on_notify() says when there are buffers
+                    return
+                continue
             with self._lock:
                 written = chain.write(self._input[: chain.writable_bytes])
                 del self._input[:written]
             queue.push(chain, written)
-        if not self._input:
-            queue.is_idle()
 
     def close(self) -> None:
         """Close its eventfd."""
