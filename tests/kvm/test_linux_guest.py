@@ -26,7 +26,7 @@ from pykvm.machine import Machine
 if TYPE_CHECKING:
     from pykvm.result import RunResult
 
-pytestmark = pytest.mark.needs("ring3_syscall", "msr_filter", "irqchip")
+pytestmark = pytest.mark.needs("ring3_syscall", "irqchip", "irqfd", "ioeventfd", "smp")
 TIMEOUT_S = 300
 
 
