@@ -13,7 +13,7 @@ from pykvm.devices.fw_cfg import FwCfg, board_items
 from pykvm.devices.i8042 import I8042, A20Gate, SystemControlA
 from pykvm.devices.mmio_console import MmioConsole
 from pykvm.devices.panic import Panic, PanicEvent
-from pykvm.devices.pci_none import NoPci
+from pykvm.devices.pci_none import NoPci, NoPciData
 from pykvm.devices.post import PostCode
 from pykvm.devices.reset import ResetControl
 from pykvm.devices.rtc import Rtc
@@ -93,7 +93,7 @@ class Board:
         """The board that ACPI tables of ours describe: pykvm's own, a way to switch it off, no PCI."""
         serial = self.attach_pykvm()
         self.ports.attach(layout.PCI_CONFIG_ADDRESS, NoPci())
-        self.ports.attach(layout.PCI_CONFIG_DATA, NoPci())
+        self.ports.attach(layout.PCI_CONFIG_DATA, NoPciData())
         self.ports.attach(layout.ACPI_SLEEP, AcpiSleep(lambda: self.end(EndReason.POWER_OFF, None, "")))
         return serial
 
@@ -104,7 +104,7 @@ class Board:
             layout.FW_CFG, FwCfg(board_items(self.memory.size_bytes, self.vcpus, self.max_vcpus))
         )
         self.ports.attach(layout.PCI_CONFIG_ADDRESS, NoPci())
-        self.ports.attach(layout.PCI_CONFIG_DATA, NoPci())
+        self.ports.attach(layout.PCI_CONFIG_DATA, NoPciData())
         latch = TestLatch()
         self.ports.attach(layout.TESTDEV_LATCH, latch)
         self.ports.attach(layout.TESTDEV_LATCH_BYTES, latch)

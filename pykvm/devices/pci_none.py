@@ -6,7 +6,7 @@ section 3.2.2.3.2, "Software Generation of Configuration Transactions".
 
 from __future__ import annotations
 
-__all__ = ["NoPci"]
+__all__ = ["NoPci", "NoPciData"]
 
 _ADDRESS_BYTES = 4
 
@@ -27,3 +27,14 @@ class NoPci:
         """Keep a whole address; writes to a device that is not there are lost."""
         if offset == 0 and len(data) == _ADDRESS_BYTES:
             self._address = data
+
+
+class NoPciData:
+    """CONFIG_DATA, behind which no device is, whatever the address says."""
+
+    def read(self, offset: int, size: int) -> bytes:  # noqa: ARG002 - as everywhere
+        """Answer "no such device"."""
+        return b"\xff" * size
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Nobody takes it."""
