@@ -121,6 +121,10 @@ class Transports:
                 "transport vmcall: this KVM does not hand VMCALL on (see `pykvm doctor`); "
                 "use out, mmio or ring"
             )
+        if only == "ring" and not vm.check_extension("KVM_CAP_IOEVENTFD"):
+            raise ConfigError(
+                "transport ring: this KVM has no doorbells (see `pykvm doctor`); use out or mmio"
+            )
 
     def stop(self) -> None:
         """No vCPU runs any more: do what is still in rings."""

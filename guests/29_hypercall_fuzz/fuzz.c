@@ -1,7 +1,7 @@
 /* Hypercalls as a guest that means harm makes them: any number, addresses beyond memory, lengths that wrap,
  * all CPUs at once in one struct, rings that claim what can't be. Each is answered, and nothing else happens.
  *
- * What is allowed happens in the upper half of memory, where nothing is: it may be overwritten at any time.
+ * What is allowed happens in the last quarter of memory, where nothing is: it may be overwritten at any time.
  */
 #include "fuzz.h"
 

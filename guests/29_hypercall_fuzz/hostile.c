@@ -1,7 +1,7 @@
 /* What the hostile calls are. */
 #include "fuzz.h"
 
-#define HARMLESS (RAM_END / 2) /* from here on memory is free to be overwritten */
+#define HARMLESS (RAM_END / 4 * 3) /* from here on memory is free to be overwritten; we are below */
 
 uint64_t edge(uint64_t *dice) /* near one of the places where checks go wrong */
 {
@@ -14,7 +14,7 @@ static uint64_t somewhere(uint64_t *dice) /* free memory, its end, or nowhere: n
 {
     uint64_t n = roll(dice);
     if (n & 1)
-        return HARMLESS + (n >> 8) % HARMLESS;
+        return HARMLESS + (n >> 8) % (RAM_END - HARMLESS);
     return n & 2 ? RAM_END - 64 + (n >> 8) % 128 : (1ul << 40) + edge(dice) % (1ul << 62);
 }
 

@@ -234,6 +234,7 @@ class ExitSource:
             via, kind, name, args, length = shapes[reason, address, size, count, flags & _WRITE, verb]
             result: int | None = None
             from_vcpu: int | None = vcpu
+            stay: int | None = (left - enter) * rate >> FRACTION
             thread = ""
             layer, where, shown = "pykvm", places[rip], data[:length]
             if verb == _STEP:
@@ -243,7 +244,7 @@ class ExitSource:
             if flags & _CALLED or text_bytes:
                 kind, name, args, result, shown = _call(view[at : at + RECORD_BYTES], (kind, name, args))
                 if reason == _BY_RING:
-                    from_vcpu, thread = None, f"ring {address}"
+                    from_vcpu, stay, thread = None, None, f"ring {address}"
             event = (
                 base_ns + ((left - base_tsc) * rate >> FRACTION),
                 kind,
@@ -254,7 +255,7 @@ class ExitSource:
                 via,
                 args,
                 result,
-                (left - enter) * rate >> FRACTION,
+                stay,
                 cpl,
                 rip,
                 where,

@@ -141,15 +141,18 @@ def test_a_register_is_called_at_its_beginning_alone(host: Host) -> None:
 class Kvm:
     """A VM as far as transports look at it."""
 
-    def __init__(self, module: str, capability: int = 1 << 12, *, has_irqchip: bool = False) -> None:
+    def __init__(
+        self, module: str, capability: int = 1 << 12, *, has_irqchip: bool = False, doorbells: int = 1
+    ) -> None:
         self.kvm = SimpleNamespace(module=lambda: module)
         self.capability = capability
         self.has_irqchip = has_irqchip
+        self.doorbells = doorbells
         self.enabled: list[tuple[str, int]] = []
         self.fds: list[int] = []
 
     def check_extension(self, name: str) -> int:
-        return self.capability if name == "KVM_CAP_EXIT_HYPERCALL" else 1
+        return {"KVM_CAP_EXIT_HYPERCALL": self.capability, "KVM_CAP_IOEVENTFD": self.doorbells}[name]
 
     def enable_cap(self, name: str, value: int) -> None:
         self.enabled.append((name, value))
@@ -193,6 +196,9 @@ def test_a_transport_that_is_not_there_is_refused() -> None:
     """Before the guest starts, with a line that says what to do; words that are none likewise."""
     with pytest.raises(ConfigError, match="use out, mmio or ring"):
         features(Kvm("kvm_pvm"), "vmcall")
+    with pytest.raises(ConfigError, match="use out or mmio"):
+        features(Kvm("kvm_intel", doorbells=0), "ring")
+    assert not features(Kvm("kvm_intel", doorbells=0))[0] & lib.HC_HAS_RING
     with pytest.raises(ConfigError, match="out, mmio, vmcall, ring"):
         MachineSpec(transport="carrier pigeon").check()
     with pytest.raises(ConfigError, match="board pykvm"):
