@@ -10,6 +10,7 @@
     │   └── ImageNotFoundError      127  there is no such image
     ├── LabError                    125  the lab could not be set up or died
     │   └── LabTimeoutError         124  the lab was stopped because its time was over
+    ├── RegistryError               125  a registry of images refused, lied, or can't be reached
     ├── ToolchainError              125  gcc or binutils refused
     └── GuestError                       the guest did something it may not
         ├── GuestAddressError       the address it gave is not in its memory
@@ -34,6 +35,7 @@ __all__ = [
     "LabError",
     "LabTimeoutError",
     "PykvmError",
+    "RegistryError",
     "ToolchainError",
     "UnclaimedIoError",
 ]
@@ -93,6 +95,10 @@ class LabTimeoutError(LabError):
     """The lab was stopped because its time was over; the status is that of timeout(1)."""
 
     exit_status = 124
+
+
+class RegistryError(PykvmError):
+    """A registry of images can't be reached, refuses, or does not say the truth."""
 
 
 class ToolchainError(PykvmError):

@@ -35,7 +35,7 @@ _no_trunc = click.option("--no-trunc", is_flag=True, help="Show IDs and texts in
 _quiet = click.option("-q", "--quiet", is_flag=True, help="Show no progress, print only IDs.")
 
 
-_ELSEWHERE = {"build": "image_build"}  # command -> its file
+_ELSEWHERE = {"build": "image_build", "pull": "image_registry", "push": "image_registry"}  # their files
 
 
 class _Lazy(click.Group):

@@ -67,6 +67,11 @@ class Ingest:
         self._hash.update(data)
         self.size_bytes += len(data)
 
+    def drop(self) -> None:
+        """Remove what has been written: it is of no use."""
+        with suppress(FileNotFoundError):
+            os.unlink(self._file.name)  # noqa: PTH108 - the name is a str
+
     def commit(self, expected: str = "", size_bytes: int | None = None) -> str:
         """Keep it under its digest, which is returned. Raises ImageError if another was expected."""
         digest = self.digest
@@ -75,6 +80,7 @@ class Ingest:
         if expected and digest != expected:
             raise ImageError(f"{expected}: damaged or forged: its content has {digest}")
         self._file.flush()
+        self._file.truncate(self.size_bytes)
         os.fsync(self._file.fileno())
         self._target.keep(self._file, digest)
         return digest
@@ -154,6 +160,23 @@ class Blobs:
         """Take in one blob; nothing of it stays unless it is committed."""
         with self.temporary() as file:
             yield Ingest(file, self)
+
+    @contextmanager
+    def resumed(self, digest: str) -> Iterator[tuple[Ingest, IO[bytes]]]:
+        """Take in one blob of which an earlier try may have left a part: what writes it, and that part.
+
+        The part stays when the block ends without `commit`, for the next try. Who else takes in the same blob
+        waits here.
+        """
+        path = self.incoming / f"part-{digest.removeprefix('sha256:')}"
+        with path.open("ab") as made:
+            fcntl.flock(made, fcntl.LOCK_EX)
+            path.touch()  # whoever held it may have renamed it
+            with open(str(path), "r+b") as file, path.open("rb") as part:  # noqa: PTH123 - its `name` is this str
+                yield Ingest(file, self), part
+            with suppress(FileNotFoundError):
+                if not path.stat().st_size:
+                    path.unlink()
 
     @contextmanager
     def temporary(self) -> Iterator[IO[bytes]]:

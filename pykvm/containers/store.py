@@ -221,14 +221,27 @@ class ImageStore:
         Raises ImageError for wrong digests, a tar that is not sound or is hostile, too many bytes.
         """
         with self.blobs.ingest() as incoming:
-            tee = _Tee(source, incoming, what, expected.size_bytes if expected else 0, progress)
-            note = self._read_through(tee, what, most_bytes)
-            tee.drain()
-            note = replace(note, diff_id=note.diff_id or incoming.digest)
-            size = expected.size_bytes if expected else None
-            if size is None or size == incoming.size_bytes:  # else commit has more to say
-                _check_diff_id(what, note.diff_id, diff_id)
-            digest = incoming.commit(expected.digest if expected else "", size)
+            return self.read_layer(source, incoming, what, expected, diff_id, progress, most_bytes)
+
+    def read_layer(
+        self,
+        source: IO[bytes] | io.RawIOBase,
+        incoming: Ingest,
+        what: str,
+        expected: Descriptor | None = None,
+        diff_id: str = "",
+        progress: Progress = silent,
+        most_bytes: int | None = None,
+    ) -> tuple[str, LayerNote]:
+        """As `add_layer`, through an ingest that is the caller's."""
+        tee = _Tee(source, incoming, what, expected.size_bytes if expected else 0, progress)
+        note = self._read_through(tee, what, most_bytes)
+        tee.drain()
+        note = replace(note, diff_id=note.diff_id or incoming.digest)
+        size = expected.size_bytes if expected else None
+        if size is None or size == incoming.size_bytes:  # else commit has more to say
+            _check_diff_id(what, note.diff_id, diff_id)
+        digest = incoming.commit(expected.digest if expected else "", size)
         self._write_note(digest, note)
         return digest, note
 
@@ -365,7 +378,9 @@ def _check_diff_id(what: str, found: str, wanted: str) -> None:
 def _is_named(entry: Entry, name: Name) -> bool:
     if not entry.name or entry.name.repository != name.repository:
         return False
-    return entry.descriptor.digest == name.digest if name.digest else entry.name.tag == name.tag
+    if name.digest:
+        return name.digest in {entry.descriptor.digest, entry.name.digest}
+    return entry.name.tag == name.tag
 
 
 def _same(one: Entry, other: Entry) -> bool:

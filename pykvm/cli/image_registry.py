@@ -1,0 +1,84 @@
+"""pykvm image pull and push: images from registries and to them."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pykvm.containers.store import ImageStore
+
+__all__ = ["pull", "push"]
+
+_plain = click.option(
+    "--plain-http",
+    "plain",
+    is_flag=True,
+    help="Use HTTP without TLS; this machine's own addresses always do.",
+)
+_quiet = click.option("-q", "--quiet", is_flag=True, help="Print only the result.")
+
+
+@click.command()
+@click.argument("name")
+@click.option(
+    "--platform", metavar="OS/ARCH", default="linux/amd64", show_default=True, help="For which machine."
+)
+@_plain
+@_quiet
+@click.pass_obj
+def pull(store: Callable[[], ImageStore], name: str, platform: str, plain: bool, quiet: bool) -> None:
+    """Fetch an image from a registry: busybox, ghcr.io/me/app:1, localhost:5000/app.
+
+    What `docker login` has stored is used where a registry wants a login. A pull that broke off goes on where
+    it was.
+    """
+    from pykvm.cli.progress import bars
+    from pykvm.containers.documents import Platform
+    from pykvm.containers.names import parse_name
+    from pykvm.containers.registry import Registry
+
+    wanted, machine = parse_name(name).with_tag(), Platform.parse(platform)
+    with bars(quiet=quiet) as progress:
+        registry = Registry(store(), wanted, plain=plain, progress=progress, notice=_teller(quiet=quiet))
+        with closing(registry):
+            registry.pull(machine)
+    click.echo(wanted.full)
+
+
+@click.command()
+@click.argument("name")
+@click.argument("target", required=False)
+@_plain
+@_quiet
+@click.pass_obj
+def push(store: Callable[[], ImageStore], name: str, target: str | None, plain: bool, quiet: bool) -> None:
+    """Send the image NAME to the registry that its name says, or that TARGET says.
+
+    Layers that are there already are not sent again.
+    """
+    from pykvm.cli.progress import bars
+    from pykvm.containers.names import parse_name
+    from pykvm.containers.registry import Registry
+
+    opened = store()
+    entry = opened.find(name)
+    wanted = parse_name(target or name).with_tag()
+    with bars(quiet=quiet) as progress:
+        registry = Registry(opened, wanted, plain=plain, progress=progress, notice=_teller(quiet=quiet))
+        with closing(registry):
+            digest = registry.push(entry)
+    if quiet:
+        click.echo(f"{wanted.familiar_repository}@{digest}")
+
+
+def _teller(*, quiet: bool) -> Callable[[str], None]:
+    def tell(what: str) -> None:
+        if not quiet:
+            click.echo(what)
+
+    return tell
