@@ -70,6 +70,9 @@ class _LinkSink:
     def __init__(self, link: socket.socket, meanwhile: _Meanwhile) -> None:
         self._link, self._meanwhile = link, meanwhile
 
+    def __repr__(self) -> str:
+        return "an attached tracer"
+
     def open(self, about: TraceAbout) -> None:
         """Say which run it is."""
         self._link.settimeout(_PATIENCE_S)
