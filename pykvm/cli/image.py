@@ -182,7 +182,7 @@ def ls(
                 *([row["digest"]] if digests else []),
                 row["id"] if no_trunc else views.short(row["id"]),
                 views.age(row["created"]),
-                views.size(row["size_bytes"]),
+                "damaged" if row["damage"] else views.size(row["size_bytes"]),
             ]
             for row in found
         ],

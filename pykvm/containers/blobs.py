@@ -10,6 +10,7 @@ import hashlib
 import io
 import os
 import re
+import shutil
 import tempfile
 from contextlib import contextmanager, suppress
 from typing import IO, TYPE_CHECKING
@@ -115,6 +116,7 @@ class Blobs:
     """The directory of blobs below `root`, as in an OCI image layout: blobs/sha256/HEX."""
 
     def __init__(self, root: Path) -> None:
+        self.root = root
         self.directory = root / "blobs" / "sha256"
         self.incoming = root / "incoming"
 
@@ -190,14 +192,14 @@ class Blobs:
         sync_directory(self.directory)
 
     def sweep(self) -> int:
-        """Remove what processes that are gone left unfinished; the bytes that are free now."""
+        """Remove all that is unfinished, while nobody else is at work; the bytes that are free now."""
         freed = 0
-        with suppress(FileNotFoundError):
-            for path in self.incoming.iterdir():
-                with suppress(OSError), path.open("rb") as file:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    freed += path.stat().st_size
-                    path.unlink()
+        for path in [*self.incoming.iterdir(), *self.root.glob(".new-*")]:
+            freed += sum(one.lstat().st_size for one in [path, *path.rglob("*")] if not one.is_dir())
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink()
         return freed
 
 

@@ -22,13 +22,13 @@ from pykvm.containers.layer import Kind
 from pykvm.containers.pykvmfile import Instruction, expand, pairs, parse, split, words
 from pykvm.containers.tree import FileTree, read_file
 from pykvm.containers.views import short
-from pykvm.errors import ConfigError, ImageError, PykvmError
+from pykvm.errors import ConfigError, ImageError, ImageNotFoundError, PykvmError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pykvm.containers.names import Name
-    from pykvm.containers.store import ImageStore
+    from pykvm.containers.store import Entry, ImageStore
 
 __all__ = ["Built", "build"]
 
@@ -156,7 +156,15 @@ class _Builder:
         elif what.startswith((".", "/")):
             self._from_path(step, self._context / what)
         else:
-            self._from_image(self._store.image(self._store.find(what).descriptor))
+            self._from_image(self._store.image(self._base(step).descriptor))
+
+    def _base(self, step: Instruction) -> Entry:
+        try:
+            return self._store.find(step.text)
+        except ImageNotFoundError:
+            raise step.wrong(
+                f"no such image: {step.text}; `pykvm image pull {step.text}` fetches it"
+            ) from None
 
     def _from_image(self, image: Image) -> None:
         state, settings = self._state, image.settings

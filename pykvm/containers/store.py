@@ -22,7 +22,7 @@ import io
 import json
 import os
 import re
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -148,7 +148,9 @@ class ImageStore:
         digits = _ID.fullmatch(text)
         found: dict[str, Entry] = {}
         for entry in self.entries() if digits else []:
-            digests = self.image(entry.descriptor).id, entry.descriptor.digest
+            digests = {entry.descriptor.digest}
+            with suppress(ImageError):  # one that is damaged has its manifest's digest still
+                digests.add(self.image(entry.descriptor).id)
             if digits and any(one.removeprefix("sha256:").startswith(digits[1]) for one in digests):
                 found.setdefault(entry.descriptor.digest, entry)
         if len(found) > 1:

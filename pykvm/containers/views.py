@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
+
+from pykvm.errors import ImageError
 
 if TYPE_CHECKING:
     from pykvm.containers.documents import Image
@@ -73,23 +76,35 @@ def _python_time(text: str) -> str:
 
 
 def rows(store: ImageStore) -> list[dict[str, Any]]:
-    """One row for each name of each image, the newest first, and for images without a name."""
-    found = []
-    for entry in store.entries():
+    """One row for each name of each image, the newest first, and for images without a name.
+
+    What is wrong with an image that can't be read stands under "damage".
+    """
+    return sorted(
+        map(partial(_row, store), store.entries()), key=lambda row: row["created"] or "", reverse=True
+    )
+
+
+def _row(store: ImageStore, entry: Entry) -> dict[str, Any]:
+    name = entry.name
+    row: dict[str, Any] = {
+        "repository": name.familiar_repository if name else _NONE,
+        "tag": (name.tag or _NONE) if name else _NONE,
+        "id": entry.descriptor.digest,
+        "digest": entry.descriptor.digest,
+        "created": None,
+        "size_bytes": 0,
+        "layers": 0,
+        "damage": "",
+    }
+    try:
         image = store.image(entry.descriptor)
-        name = entry.name
-        found.append(
-            {
-                "repository": name.familiar_repository if name else _NONE,
-                "tag": (name.tag or _NONE) if name else _NONE,
-                "id": image.id,
-                "digest": image.digest,
-                "created": image.settings.get("created"),
-                "size_bytes": sum(store.note(layer).files_bytes for layer in image.layers),
-                "layers": len(image.layers),
-            }
-        )
-    return sorted(found, key=lambda row: str(row["created"] or ""), reverse=True)
+        row |= {"id": image.id, "created": str(image.settings.get("created") or "") or None}
+        row |= {"layers": len(image.layers)}
+        row |= {"size_bytes": sum(store.note(layer).files_bytes for layer in image.layers)}
+    except ImageError as error:
+        row["damage"] = str(error)
+    return row
 
 
 def layer_rows(store: ImageStore, image: Image) -> list[dict[str, Any]]:

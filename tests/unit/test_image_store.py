@@ -159,6 +159,7 @@ def test_a_killed_load_leaves_the_store_whole(store: ImageStore) -> None:
                 os._exit(0)
         ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         assert whole(store)[:1] == ["base:latest"]
+        (store.blobs.incoming / ".new-folder").mkdir()
         collect_garbage(store)
         assert not list(store.blobs.incoming.iterdir())
     assert step > 15  # there were that many places to die at
@@ -176,6 +177,10 @@ def test_a_damaged_blob_is_told_and_not_passed_on(store: ImageStore, tmp_path: P
     assert not [one for one in tmp_path.iterdir() if one.name.startswith(".new")]
     with pytest.raises(ImageError, match="damaged"):
         whole(store)
+    store.blobs.path(store.image(store.find("app").descriptor).id).unlink()
+    row = views.rows(store)[0]
+    assert (row["repository"], row["size_bytes"]) == ("app", 0)
+    assert "not in the store" in row["damage"]
     loaded(store, docker_archive([BASE], ["app"]))
     assert whole(store) == ["app:latest"]
 
