@@ -381,7 +381,7 @@ def _each(root: _Inode) -> Iterator[_Inode]:
             continue
         seen.add(id(node))
         yield node
-        for _, child in sorted((node.children or {}).items(), reverse=True):
+        for _, child in sorted(node.children.items(), reverse=True) if node.children else ():
             child.parent = node
             waiting.append(child)
 

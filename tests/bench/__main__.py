@@ -15,6 +15,7 @@ from pykvm.kvm import Kvm
 
 from . import measure, traces
 from .calls import calls
+from .containers import containers
 from .figures import Figure, as_json, as_table, figures_in, read_baseline
 from .floor import Programs
 from .labs import KEPT, measure_in
@@ -22,7 +23,8 @@ from .labs import KEPT, measure_in
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-_PARTS = ("exits", "calls", "traces", "lifecycle", "command", "memory", "leaks")
+_PARTS = ("exits", "calls", "traces", "lifecycle", "command", "memory", "leaks", "containers")
+_NO_KVM = ("containers",)  # what a lab would only make slow
 
 
 def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
@@ -68,6 +70,7 @@ def _measure(
         "command": lambda: measure.command(samples, progress),
         "memory": measure.memory,
         "leaks": lambda: measure.leaks(100 if quick else 1000, progress),
+        "containers": lambda: containers(1 if quick else 3, progress, quick=quick),
     }
     return [figure for part in _PARTS if part in parts or not parts for figure in todo[part]()]
 
@@ -90,7 +93,8 @@ def _files(options: argparse.Namespace) -> list[Path]:
 def _take(options: argparse.Namespace, progress: Callable[[str], None]) -> tuple[list[Figure], str, str]:
     """The figures, taken here or in a lab; a title for them; and as JSON."""
     if options.lab:
-        found = measure_in(options.lab, options.parts, quick=options.quick)
+        parts = options.parts or [part for part in _PARTS if part not in _NO_KVM]
+        found = measure_in(options.lab, parts, quick=options.quick)
         title = f"pykvm on {found['where']['kvm']} in the {options.lab} lab"
         # what pykvm promises is meant for CPUs in hardware
         figures = [replace(figure, limit=None) for figure in figures_in(found)]
