@@ -29,6 +29,8 @@ def prepare(folder: Path, *, fetch: bool = False) -> str:
     """Put `vmlinuz` and `init` into `folder`; "" or why that could not be done."""
     given = os.environ.get(FILES)
     if given and Path(given) != folder:
+        if not Path(given, "init").exists():
+            return f"{given} (from {FILES}) has none; this program fills it: tests/kvm/linux_guest.py"
         for name in ("vmlinuz", "init"):
             shutil.copyfile(Path(given) / name, folder / name)
         return ""
