@@ -126,8 +126,8 @@ def test_a_balloon_gives_pages_back_and_hears_of_the_guests_memory() -> None:
     device = Balloon(free, target_bytes=8 << 20)
     with Driver(device, features=features) as driver:
         assert driver.config(0, 8) == struct.pack("<II", 2048, 0)
-        driver.request([struct.pack("<III", 3, 5, 0xFFFFFFFF)])
-        assert freed == [(0x3000, 4096), (0x5000, 4096)]
+        driver.request([struct.pack("<4I", 5, 3, 0xFFFFFFFF, 6)])
+        assert freed == [(0x3000, 4096), (0x5000, 8192)]
         driver.transport.write(Register.CONFIG + 4, struct.pack("<I", 2))
         assert device.actual_bytes == 8192
         ring = driver.rings[3]
@@ -135,7 +135,7 @@ def test_a_balloon_gives_pages_back_and_hears_of_the_guests_memory() -> None:
         ring.offer(0)
         driver.put(Register.QUEUE_NOTIFY, 3)
         assert freed[2:] == [(0x8_1000, 0x2000)]
-        assert device.given_back_bytes == 16384
+        assert device.given_back_bytes == 20480
         driver.memory.write(BUFFERS_AT, struct.pack("<HQHQHQ", 4, 1000, 5, 2000, 99, 1))
         stats = driver.rings[2]
         stats.descriptor(0, BUFFERS_AT, 30)
