@@ -165,9 +165,15 @@ exit 7
 """
 
 
-def test_a_disk_keeps_what_was_synced_before_a_panic(kit: Kit, disk: Path) -> None:
-    """Killed hard, its panic reported; 300 requests cost no exit to user space; a power button pressed."""
-    result = run(kit, _joined(_WRITE), disks=[f"{disk},serial=pykvm-1"], rng=True)
+@pytest.fixture(scope="session")
+def panicked(kit: Kit, disk: Path) -> RunResult:
+    """A run that wrote a file to the disk, and panicked."""
+    return run(kit, _joined(_WRITE), disks=[f"{disk},serial=pykvm-1"], rng=True)
+
+
+def test_a_panic_is_reported_and_requests_cost_no_exit(panicked: RunResult) -> None:
+    """300 of them to a disk; and the power button that was pressed meanwhile was heard of."""
+    result = panicked
     assert str(result.reason) == "panic", result.text
     assert "Kernel panic" in result.text
     for line in ("type 1 code 116 value 1", "pykvm-1", "300+0 records in", "4+0 records in"):
@@ -176,8 +182,9 @@ def test_a_disk_keeps_what_was_synced_before_a_panic(kit: Kit, disk: Path) -> No
     assert not result.warnings
 
 
+@pytest.mark.usefixtures("panicked")
 def test_a_command_with_all_that_it_may_have(kit: Kit, disk: Path, tmp_path: Path) -> None:
-    """Two CPUs, the disk of before, a folder of the host, a socket to it; the command's output and status."""
+    """Two CPUs, what was synced to the disk before, a folder of the host, a socket; output and status."""
     share = tmp_path / "share"
     share.mkdir()
     (share / "from_the_host").write_text("shared\n")
