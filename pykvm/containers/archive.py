@@ -31,7 +31,7 @@ from pykvm.containers.documents import (
     parse_image,
     parse_json,
 )
-from pykvm.containers.layer import Sink, StrictInfo, clean_path
+from pykvm.containers.layer import HeaderGuard, Sink, StrictInfo, clean_path
 from pykvm.containers.limits import JSON_BYTES
 from pykvm.containers.names import Name, parse_name
 from pykvm.containers.progress import silent
@@ -235,9 +235,13 @@ class _Tar:
         self.where = where
         self._members: dict[str, tarfile.TarInfo] = {}
         try:
-            self._tar = tarfile.TarFile(fileobj=file, mode="r", tarinfo=StrictInfo, encoding="utf-8")
+            guard = HeaderGuard(file)
+            guard.next_entry()
+            self._tar = tarfile.TarFile(fileobj=guard, mode="r", tarinfo=StrictInfo, encoding="utf-8")  # type: ignore[arg-type]  # it has what a reader of it uses
             for info in self._tar:
                 self._add(info)
+                guard.next_entry()
+            guard.no_bound()
         except ImageError as error:
             raise ImageError(f"{where}: {error}") from None
         except (tarfile.TarError, ValueError, OverflowError) as error:

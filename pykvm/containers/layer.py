@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from pykvm.containers.limits import Limits
 
-__all__ = ["Kind", "LayerReader", "Member", "Sink", "StrictInfo", "clean_path"]
+__all__ = ["HeaderGuard", "Kind", "LayerReader", "Member", "Sink", "StrictInfo", "clean_path"]
 
 _XATTR = "SCHILY.xattr."
 _WHITEOUT = ".wh."
@@ -147,26 +147,61 @@ class StrictInfo(tarfile.TarInfo):
         return info
 
 
-class _Forward:
-    """What tarfile needs of a file, over a stream that can't go back."""
+class HeaderGuard:
+    """A file for tarfile to read, with a bound on what it reads for one entry's headers.
+
+    Sparse files bring maps, and headers come in chains; tarfile keeps all. Call `next_entry` before each
+    entry, and `no_bound` before data are read.
+    """
+
+    def __init__(self, file: IO[bytes] | io.BufferedIOBase) -> None:
+        self._file = file
+        self._left: int | None = None
+
+    def next_entry(self) -> None:
+        self._left = 2 * HEADER_BYTES
+
+    def no_bound(self) -> None:
+        self._left = None
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._file.seek(offset, whence)
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._file.read(size)
+        if self._left is not None:
+            self._left -= len(data)
+            if self._left < 0:
+                raise ImageError(f"an entry with more than {2 * HEADER_BYTES} bytes of headers")
+        return data
+
+
+class _Forward(HeaderGuard):
+    """The same over a stream that can't go back."""
 
     def __init__(self, stream: io.BufferedIOBase) -> None:
-        self._stream = stream
+        super().__init__(stream)
         self._at = 0
 
     def tell(self) -> int:
         return self._at
 
     def read(self, size: int = -1) -> bytes:
-        data = self._stream.read(size)
+        data = super().read(size)
         self._at += len(data)
         return data
 
     def seek(self, offset: int, whence: int = 0) -> int:
         if whence or offset < self._at:
             raise ImageError("an entry that points back")
+        left = self._left
+        self._left = None
         while self._at < offset and self.read(min(offset - self._at, _SKIPPED_BYTES)):
             pass
+        self._left = left
         return self._at
 
 
@@ -230,6 +265,7 @@ class LayerReader:
             pass
 
     def _members(self) -> Iterator[Member]:
+        self._file.next_entry()
         self._tar = tarfile.TarFile(
             fileobj=self._file,  # type: ignore[arg-type]  # it has what a reader of it uses
             mode="r",
@@ -245,7 +281,9 @@ class LayerReader:
                 raise ImageError(f"more than {self._limits.entries} entries")
             member = self._checked(info)
             if member:
+                self._file.no_bound()
                 yield member
+            self._file.next_entry()
             info = self._tar.next()
         self.drain()
 

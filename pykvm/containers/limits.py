@@ -7,7 +7,7 @@ from dataclasses import dataclass
 __all__ = ["HEADER_BYTES", "JSON_BYTES", "Limits"]
 
 JSON_BYTES = 4 << 20
-HEADER_BYTES = 1 << 20  # of one extended header of a tar
+HEADER_BYTES = 1 << 19  # of one extended header of a tar
 
 
 @dataclass(frozen=True, slots=True)

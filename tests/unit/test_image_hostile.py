@@ -104,6 +104,13 @@ def test_a_bomb_is_refused_before_it_fills_anything(tmp_path: Path) -> None:
     huge[124:136] = b"77777777777\0"
     huge[148:156] = b"%06o\0 " % (sum(huge[:148]) + sum(huge[156:512]) + 8 * 32)
     refused(tmp_path, docker_archive([bytes(huge)], []), "extended header of")
+    record = b"%d comment=%s\n" % (400_016, b"x" * 400_000)
+    chain = layer(*[entry("g", record, kind=tarfile.XGLTYPE)] * 3, entry("a", b""))
+    with pytest.raises(ImageError, match="bytes of headers"):
+        list(LayerReader(io.BufferedReader(io.BytesIO(chain)), "layer", Limits()))
+    (tmp_path / "chain.tar").write_bytes(chain)
+    with pytest.raises(ImageError, match="bytes of headers"):
+        load(ImageStore(tmp_path / "store"), tmp_path / "chain.tar")
 
 
 def test_wrong_digests_are_refused(tmp_path: Path) -> None:
