@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from pykvm.containers.layer import Kind, Sink
+from pykvm.containers.layer import Kind
+from pykvm.containers.tarstream import Sink
 from pykvm.errors import ConfigError
 
 if TYPE_CHECKING:

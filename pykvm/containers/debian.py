@@ -13,7 +13,8 @@ import tempfile
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from pykvm.containers.layer import Sink, clean_path
+from pykvm.containers.layer import clean_path
+from pykvm.containers.tarstream import Sink
 from pykvm.errors import ConfigError, ImageError
 from pykvm.lab.packages import Apt, Candidate, by_apt
 from pykvm.lab.store import Store

@@ -10,12 +10,11 @@ from __future__ import annotations
 import enum
 import io
 import stat
-import struct
 import tarfile
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING
 
-from pykvm.containers.limits import HEADER_BYTES
+from pykvm.containers.tarstream import SKIPPED_BYTES, Forward, StrictInfo
 from pykvm.errors import ImageError
 
 if TYPE_CHECKING:
@@ -23,16 +22,14 @@ if TYPE_CHECKING:
 
     from pykvm.containers.limits import Limits
 
-__all__ = ["HeaderGuard", "Kind", "LayerReader", "Member", "Sink", "StrictInfo", "clean_path"]
+__all__ = ["Kind", "LayerReader", "Member", "clean_path"]
 
 _XATTR = "SCHILY.xattr."
 _WHITEOUT = ".wh."
 _OPAQUE = ".wh..wh..opq"
-_SKIPPED_BYTES = 1 << 20
 _MOST_PATH_BYTES = 4095
 _MOST_NAME_BYTES = 255
 _MOST_ID = 0xFFFF_FFFE
-_HEADERS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, b"X")
 
 
 class Kind(enum.Enum):
@@ -48,9 +45,6 @@ class Kind(enum.Enum):
     WHITEOUT = "whiteout"
     OPAQUE = "opaque"
 
-
-_PLAIN_TYPES = (tarfile.REGTYPE, tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.DIRTYPE, tarfile.XHDTYPE)
-_HEADER = struct.Struct("100s8s8s8s12s12s8sc100s88s155s12x")  # POSIX.1-2017, pax, "ustar Interchange Format"
 
 _KINDS = {
     tarfile.REGTYPE: Kind.FILE,
@@ -106,121 +100,6 @@ def clean_path(name: str, where: str) -> str:
     return "/".join(parts)
 
 
-class StrictInfo(tarfile.TarInfo):
-    """tarfile takes a damaged header for the end of the archive; here it is an error. So is a huge one."""
-
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> StrictInfo:
-        try:
-            info = cls._plain(bytes(buf), encoding, errors) or super().frombuf(buf, encoding, errors)
-        except tarfile.HeaderError as error:
-            if len(buf) not in {0, tarfile.BLOCKSIZE} or buf.strip(b"\0"):
-                raise ImageError(f"a header is damaged or cut short ({error})") from None
-            raise
-        if info.type in _HEADERS and info.size > HEADER_BYTES:
-            raise ImageError(f"an extended header of {info.size} bytes")
-        if info.size < 0:
-            raise ImageError("an entry with a size below zero")
-        return info
-
-    @classmethod
-    def _plain(cls, buf: bytes, encoding: str, errors: str) -> StrictInfo | None:
-        """A header as nearly all are, read in a quarter of the time; None leaves it to tarfile."""
-        if len(buf) != tarfile.BLOCKSIZE or buf[156:157] not in _PLAIN_TYPES or buf[257:262] != b"ustar":
-            return None
-        fields = _HEADER.unpack(buf)
-        try:
-            numbers = [int(field.strip(b" \0") or b"0", 8) for field in fields[1:7]]
-        except ValueError:  # numbers to the base of 256
-            return None
-        mode, uid, gid, size, mtime, checksum = numbers
-        if checksum != sum(buf) - sum(buf[148:156]) + 256:
-            return None
-        info = cls((fields[0].partition(b"\0")[0]).decode(encoding, errors))
-        info.mode, info.uid, info.gid, info.size, info.mtime = mode, uid, gid, size, mtime
-        info.chksum, info.type = checksum, fields[7]
-        info.linkname = fields[8].partition(b"\0")[0].decode(encoding, errors)
-        if info.type == tarfile.DIRTYPE:
-            info.name = info.name.rstrip("/")
-        if prefix := fields[10].partition(b"\0")[0]:
-            info.name = f"{prefix.decode(encoding, errors)}/{info.name}"
-        return info
-
-
-class HeaderGuard:
-    """A file for tarfile to read, with a bound on what it reads for one entry's headers.
-
-    Sparse files bring maps, and headers come in chains; tarfile keeps all. Call `next_entry` before each
-    entry, and `no_bound` before data are read.
-    """
-
-    def __init__(self, file: IO[bytes] | io.BufferedIOBase) -> None:
-        self._file = file
-        self._left: int | None = None
-
-    def next_entry(self) -> None:
-        self._left = 2 * HEADER_BYTES
-
-    def no_bound(self) -> None:
-        self._left = None
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        return self._file.seek(offset, whence)
-
-    def read(self, size: int = -1) -> bytes:
-        data = self._file.read(size)
-        if self._left is not None:
-            self._left -= len(data)
-            if self._left < 0:
-                raise ImageError(f"an entry with more than {2 * HEADER_BYTES} bytes of headers")
-        return data
-
-
-class _Forward(HeaderGuard):
-    """The same over a stream that can't go back."""
-
-    def __init__(self, stream: io.BufferedIOBase) -> None:
-        super().__init__(stream)
-        self._at = 0
-
-    def tell(self) -> int:
-        return self._at
-
-    def read(self, size: int = -1) -> bytes:
-        data = super().read(size)
-        self._at += len(data)
-        return data
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        if whence or offset < self._at:
-            raise ImageError("an entry that points back")
-        left = self._left
-        self._left = None
-        while self._at < offset and self.read(min(offset - self._at, _SKIPPED_BYTES)):
-            pass
-        self._left = left
-        return self._at
-
-
-class Sink:
-    """What tarfile needs to write into a stream that can't go back."""
-
-    def __init__(self, stream: IO[bytes]) -> None:
-        self._stream = stream
-        self._at = 0
-
-    def tell(self) -> int:
-        return self._at
-
-    def write(self, data: bytes) -> int:
-        self._stream.write(data)
-        self._at += len(data)
-        return len(data)
-
-
 class LayerReader:
     """The checked entries of a layer's unpacked tar. Iterate once; read a file's data when it comes up.
 
@@ -232,7 +111,7 @@ class LayerReader:
     def __init__(self, stream: io.BufferedIOBase, what: str, limits: Limits) -> None:
         self._what = what
         self._limits = limits
-        self._file = _Forward(stream)
+        self._file = Forward(stream)
         self._stream = stream
         self._seen: dict[str, Kind] = {}
         self.implied: set[str] = set()
@@ -261,7 +140,7 @@ class LayerReader:
 
     def drain(self) -> None:
         """Read what stands behind the last entry, so that the whole stream has been seen."""
-        while self._stream.read(_SKIPPED_BYTES):
+        while self._stream.read(SKIPPED_BYTES):
             pass
 
     def _members(self) -> Iterator[Member]:
@@ -378,7 +257,7 @@ class LayerReader:
 class _Data(io.RawIOBase):
     """The next `size` bytes of the archive."""
 
-    def __init__(self, file: _Forward, size: int, what: str) -> None:
+    def __init__(self, file: Forward, size: int, what: str) -> None:
         self._file = file
         self._left = size
         self._what = what
