@@ -12,7 +12,7 @@ these protocols alone; whoever brings a new one changes nothing else. All times 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -110,6 +110,15 @@ class Source(Protocol):
 
     def finish(self) -> Sequence[TraceEvent]:
         """Everything that is left; the guest has stopped. Called once, after the last take()."""
+        ...
+
+
+@runtime_checkable
+class ClosableSource(Source, Protocol):
+    """A source that can end before the run does."""
+
+    def close(self) -> None:
+        """Produce nothing more: nobody listens."""
         ...
 
 

@@ -27,7 +27,8 @@ __all__ = ["KernelSource", "TracefsError", "tracefs_folder"]
 _FOLDERS = (Path("/sys/kernel/tracing"), Path("/sys/kernel/debug/tracing"))
 _BUFFER_KIB = 4096
 _PAGE_BYTES = 65536
-_PAGES_MOST = 2048  # at once, of one CPU
+_NEVER = 1 << 63
+_PAGES_MOST = 64  # at once, of one CPU: others want to be asked, and the reader of it all may have gone
 _WINDOW_NS = 2_000_000
 _SYSCALLS = ("sys_enter", "sys_exit")
 # what tells more of an exit, and the fields worth showing
@@ -134,7 +135,8 @@ class KernelSource:
         """New events in order of time, and the time before which no more will come."""
         until = time.monotonic_ns() - _WINDOW_NS
         self._leave_out(threading.get_native_id())
-        events = self._collect()
+        events, unread = self._collect(_PAGES_MOST)
+        until = min(until, unread)
         oldest = [event.time_ns for _, event, _ in self._open.values()]
         oldest += [start for start, _, _ in self._calls.values()]
         return events, min([until, *oldest])
@@ -153,35 +155,40 @@ class KernelSource:
         """What is left; then the instance is gone."""
         with contextlib.suppress(OSError):
             self._write("tracing_on", "0")
-        events = self._collect()
+        events, unread = self._collect(_PAGES_MOST)
+        while unread < _NEVER and self._fds:
+            more, unread = self._collect(_PAGES_MOST)
+            events += more
         self.close()
         if self.lost:
             text = f"{self.lost} events of the host's kernel came faster than they were read, and are lost"
             events.append(TraceEvent(time.monotonic_ns(), "note", "pykvm", text))
         return events
 
-    def _collect(self) -> list[TraceEvent]:
-        raw = sorted(
-            (event for fd in self._fds for event in self._pages(fd)), key=lambda event: event.time_ns
-        )
+    def _collect(self, most: int) -> tuple[list[TraceEvent], int]:
+        """The events in at most so many pages of each CPU, and the time after which some are left unread."""
+        read = [self._pages(fd, most) for fd in self._fds]
+        raw = sorted((event for events, _ in read for event in events), key=lambda event: event.time_ns)
         found = [event for one in raw for event in self._digest(one)]
-        return sorted(found, key=lambda event: event.time_ns)
+        unread = min((events[-1].time_ns for events, is_all in read if events and not is_all), default=_NEVER)
+        return sorted(found, key=lambda event: event.time_ns), unread
 
-    def _pages(self, fd: int) -> list[RawEvent]:
+    def _pages(self, fd: int, most: int) -> tuple[list[RawEvent], bool]:
+        """Events of one CPU, and whether these were all."""
         events: list[RawEvent] = []
-        for _ in range(_PAGES_MOST):
+        for _ in range(most):
             try:
                 page = os.read(fd, _PAGE_BYTES)
             except BlockingIOError:
-                return events
+                return events, True
             if not page:
-                return events
+                return events, True
             for item in decode_page(page):
                 if isinstance(item, int):
                     self.lost += max(item, 1)
                 else:
                     events.append(item)
-        return events
+        return events, False
 
     def _digest(self, raw: RawEvent) -> list[TraceEvent]:
         """The events that are complete with this one."""

@@ -10,6 +10,7 @@ from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from pykvm.errors import PykvmError
+from pykvm.trace.event import ClosableSource
 from pykvm.trace.select import Selection
 
 if TYPE_CHECKING:
@@ -173,7 +174,10 @@ class Tracer:
         for start in range(0, len(events), _PIECE):  # a full disk shall have room for most of them
             piece = events[start : start + _PIECE]
             with self._putting:
-                for outlet in self._outlets:
+                heard = [outlet for outlet in self._outlets if not outlet.error]
+                if not heard:
+                    return
+                for outlet in heard:
                     if wanted := outlet.selection.keep(piece):
                         self._try(outlet, partial(_write, wanted))
 
@@ -186,6 +190,15 @@ class Tracer:
             if not outlet.error:
                 outlet.error = error
                 self._trouble(outlet.name(), error)
+                if all(outlet.error for outlet in self._outlets):
+                    self._let_go()
+
+    def _let_go(self) -> None:
+        """Nobody listens any more: what only the kernel keeps for us need not be read to its end."""
+        for source in list(self._sources):
+            if isinstance(source, ClosableSource):
+                self._sources.remove(source)
+                source.close()
 
     def _trouble(self, who: str, error: Exception) -> None:
         what = str(error) if isinstance(error, PykvmError) else f"{type(error).__name__}: {error}"
