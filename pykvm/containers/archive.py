@@ -168,12 +168,18 @@ class _Loader:
         for name, diff_id in wanted:
             with self._files.open(name) as file:
                 digest, note = self._store.add_layer(
-                    file, name, diff_id=diff_id, progress=self._progress, most_bytes=left
+                    file, name, diff_id=diff_id, progress=self._sized(file), most_bytes=left
                 )
             left -= note.files_bytes
             media = f"{LAYER_TYPE}+{note.packing}" if note.packing else LAYER_TYPE
             layers.append(Descriptor(media, digest, self._store.blobs.size(digest)))
         return layers
+
+    def _sized(self, file: IO[bytes]) -> Progress:
+        """The progress of one who knows how large `file` is."""
+        size = file.seek(0, io.SEEK_END)
+        file.seek(0)
+        return lambda what, done, _: self._progress(what, done, size)
 
     def _blob(self, descriptor: Descriptor) -> bytes:
         data = self._read(_blob_path(descriptor.digest))

@@ -75,7 +75,7 @@ class _Tar:
                 guard.next_entry()
             guard.no_bound()
         except ImageError as error:
-            raise ImageError(f"{where}: {error}") from None
+            raise ImageError(f"{where}: is no image archive, or is damaged: {error}") from None
         except (tarfile.TarError, ValueError, OverflowError) as error:
             raise ImageError(f"{where}: is no image archive: {error}") from None
 

@@ -13,13 +13,13 @@ import re
 import shutil
 import tempfile
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from pykvm.errors import ImageError, ImageNotFoundError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from _typeshed import WriteableBuffer
 
@@ -206,12 +206,17 @@ class Blobs:
 @contextmanager
 def write_whole(path: Path) -> Iterator[IO[bytes]]:
     """A file that appears at `path` when the block ends without an error, synced; else nothing changes."""
-    with _temporary(path.parent) as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-        os.replace(file.name, path)  # noqa: PTH105 - the name is a str
-        sync_directory(path.parent)
+    try:
+        with _temporary(path.parent) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            os.replace(file.name, path)  # noqa: PTH105 - the name is a str
+            sync_directory(path.parent)
+    except OSError as error:
+        if error.filename is None or Path(str(error.filename)).name.startswith(".new-"):
+            error.filename = str(path)  # that is the name the user knows
+        raise
 
 
 @contextmanager

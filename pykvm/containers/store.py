@@ -312,7 +312,8 @@ class ImageStore:
                 fcntl.flock(fd, how)
             yield
         except OSError as error:
-            if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EROFS}:
+            ours = error.filename is None or Path(str(error.filename)).is_relative_to(self.root)
+            if ours and error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}:
                 raise _refused(error, self.root) from error
             raise
         finally:

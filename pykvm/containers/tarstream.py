@@ -78,6 +78,9 @@ class HeaderGuard:
     def no_bound(self) -> None:
         self._left = None
 
+    def seekable(self) -> bool:
+        return True
+
     def tell(self) -> int:
         return self._file.tell()
 
@@ -99,6 +102,9 @@ class Forward(HeaderGuard):
     def __init__(self, stream: io.BufferedIOBase) -> None:
         super().__init__(stream)
         self._at = 0
+
+    def seekable(self) -> bool:
+        return False
 
     def tell(self) -> int:
         return self._at
