@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import struct
 import tarfile
-from typing import IO, TYPE_CHECKING
+from functools import partial
+from typing import IO, TYPE_CHECKING, Any, Self
 
 from pykvm.containers.limits import HEADER_BYTES
 from pykvm.errors import ImageError
 
 if TYPE_CHECKING:
     import io
+    from collections.abc import Callable
 
 __all__ = ["SKIPPED_BYTES", "Forward", "HeaderGuard", "Sink", "StrictInfo"]
 
@@ -24,9 +26,36 @@ class StrictInfo(tarfile.TarInfo):
     """tarfile takes a damaged header for the end of the archive; here it is an error. So is a huge one."""
 
     @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> StrictInfo:
+    def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
         try:
-            info = cls._plain(bytes(buf), encoding, errors) or super().frombuf(buf, encoding, errors)
+            return super().fromtarfile(archive)
+        except (tarfile.EOFHeaderError, tarfile.EmptyHeaderError):  # type: ignore[attr-defined]
+            raise
+        except tarfile.HeaderError as error:
+            raise ImageError(f"a header is damaged: {error}") from None
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> StrictInfo:
+        return cls._strict(buf, encoding, errors, super().frombuf)
+
+    @classmethod
+    def _frombuf(
+        cls, buf: bytes | bytearray, encoding: str, errors: str, *, dircheck: bool = True
+    ) -> StrictInfo:
+        """What tarfile calls instead since its repairs of 2024, in whatever version of Python they are."""
+        theirs: Any = super()._frombuf  # type: ignore[misc]
+        return cls._strict(buf, encoding, errors, partial(theirs, dircheck=dircheck))
+
+    @classmethod
+    def _strict(
+        cls,
+        buf: bytes | bytearray,
+        encoding: str,
+        errors: str,
+        theirs: Callable[[bytes | bytearray, str, str], Self],
+    ) -> Self:
+        try:
+            info = cls._plain(bytes(buf), encoding, errors) or theirs(buf, encoding, errors)
         except tarfile.HeaderError as error:
             if len(buf) not in {0, tarfile.BLOCKSIZE} or buf.strip(b"\0"):
                 raise ImageError(f"a header is damaged or cut short ({error})") from None
@@ -38,7 +67,7 @@ class StrictInfo(tarfile.TarInfo):
         return info
 
     @classmethod
-    def _plain(cls, buf: bytes, encoding: str, errors: str) -> StrictInfo | None:
+    def _plain(cls, buf: bytes, encoding: str, errors: str) -> Self | None:
         """A header as nearly all are, read in a quarter of the time; None leaves it to tarfile."""
         if len(buf) != tarfile.BLOCKSIZE or buf[156:157] not in _PLAIN_TYPES or buf[257:262] != b"ustar":
             return None
