@@ -63,9 +63,12 @@ def command(ctx: click.Context, /, root: Path | None, max_size: str | None) -> N
     def store() -> ImageStore:
         from pykvm.containers.limits import Limits
         from pykvm.containers.store import ImageStore
-        from pykvm.memory import parse_size
 
-        limits = Limits(image_bytes=parse_size(max_size)) if max_size else Limits()
+        limits = Limits()
+        if max_size:
+            from pykvm.memory import parse_size
+
+            limits = Limits(image_bytes=parse_size(max_size))
         return ImageStore(root and root.absolute(), limits, lambda what: click.echo(what, err=True))
 
     ctx.obj = store
