@@ -68,7 +68,10 @@ HOSTILE_LAYERS = {
         "look elsewhere",
     ),
     "owner": ([entry("a", b"", uid=1 << 40)], "owner"),
-    "negative size": ([entry("a", b"", pax_headers={"size": "-512"})], "back|below zero|no sound tar|is damaged"),
+    "negative size": (
+        [entry("a", b"", pax_headers={"size": "-512"})],
+        "back|below zero|no sound tar|damaged",
+    ),
     "time": ([entry("a", b"", pax_headers={"mtime": "9" * 40})], "time"),
     "time of letters": ([entry("a", b"", pax_headers={"mtime": "x"})], "no sound tar|time"),
 }
