@@ -44,7 +44,7 @@ test: $(READY) ## all tests: here, and the KVM tests again in the labs; one that
 	PYTHONPATH=tests $(BIN)/python -m harness
 
 test-unit: $(READY) ## tests that need no KVM
-	$(BIN)/pytest tests/unit
+	PYTHONPATH=tests $(BIN)/python -m harness --places unit
 
 test-native: $(READY) ## unit tests, and the KVM tests on this machine's own KVM
 	PYTHONPATH=tests $(BIN)/python -m harness --places unit,native

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 PLACES = ("unit", "native", "lab", "amd", "intel")
 _KVM_TESTS = "tests/kvm"
+_UNIT_TESTS = ("-n", "3", "--dist", "loadfile", "tests/unit")  # a file stays together: it compiles once
 _HEARTBEAT_S = 30.0
 _INTERRUPTED = 130
 _AT_ONCE = 2
@@ -38,7 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     report, table = folder.parent / "test-report.xml", folder.parent / "test-report.txt"
     as_junit(merged).write(report, encoding="utf-8", xml_declaration=True)
     table.write_text(as_table(merged))
-    _say(f"\n{as_table(_of_kvm(merged.runs))}")
+    if (of_kvm := _of_kvm(merged.runs)).tests:
+        _say(f"\n{as_table(of_kvm)}")
     *lines, last = summary(merged)
     for line in (*lines, f"logs: {folder}; reports: {report} and {table.name}", last):
         _say(line)
@@ -135,7 +137,7 @@ class _Plan:
         wanted = [place for place in PLACES if place in self._options.places]
         parts = list(enumerate(_parts(self._options.tests, _AMD_PARTS), start=1)) if "amd" in wanted else []
         work: dict[str, Callable[[], Run]] = {
-            "unit": lambda: self._here("unit", ["tests/unit"]),
+            "unit": lambda: self._here("unit", _UNIT_TESTS),
             **{f"amd-{n}": partial(self._amd, tests, f"-{n}") for n, tests in parts[:1]},
             "native": lambda: self._here("native", self._options.tests),
             **{f"amd-{n}": partial(self._amd, tests, f"-{n}") for n, tests in parts[1:]},
