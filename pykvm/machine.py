@@ -36,7 +36,6 @@ from pykvm.timers import DeviceTimers
 from pykvm.trace.clock import TscClock
 from pykvm.trace.record import TraceRecords, TraceRing
 from pykvm.transports import Marks, Transports
-from pykvm.virtio import VirtioBoard
 from pykvm.vm import GsiLine, Vm
 
 if TYPE_CHECKING:
@@ -52,6 +51,7 @@ if TYPE_CHECKING:
     from pykvm.trace.recorder import Recorder
     from pykvm.trace.select import Selection
     from pykvm.vcpu import Vcpu
+    from pykvm.virtio import VirtioBoard
 
 __all__ = ["Machine", "MachineSpec"]
 
@@ -105,7 +105,7 @@ class Machine:
         self.paravirt: Paravirt | None = None
         self.input = ConsoleInput()
         self._transports: Transports | None = None
-        self.virtio = VirtioBoard()
+        self._virtio: VirtioBoard | None = None
         """The virtio devices; add() them before load()."""
         self.terminal: VirtioConsole | None = None
         self._supervisor: Supervisor | None = None
@@ -158,7 +158,7 @@ class Machine:
             self.vm,
             self.disk,
             self.paravirt,
-            self.virtio,
+            self._virtio,
         ):
             if part:
                 part.close()
@@ -211,7 +211,7 @@ class Machine:
             limit_bytes=self.spec.memory_bytes,
             ignore_video=is_testdev,
         )
-        if self.image.kind != "linux" and self.virtio.slots():
+        if self.image.kind != "linux" and self._virtio and self._virtio.slots():
             raise ConfigError(
                 f"{self.image.name}: virtio devices are for Linux kernels, which are told of them"
             )
@@ -234,7 +234,7 @@ class Machine:
             cmdline=cmdline,
             modules=modules or [],
             initrd=initrd,
-            platform=Platform(self.spec.vcpus, self.virtio.slots()),
+            platform=Platform(self.spec.vcpus, self._virtio.slots() if self._virtio else ()),
         )
         self._build()
         return self.image
@@ -359,7 +359,8 @@ class Machine:
         if self.spec.board in ("pykvm", "linux"):
             self.fast_port(layout.DEBUG_CONSOLE, lib.VERB_APPEND)
             self.fast_port(layout.HYPERCALL, lib.VERB_HYPERCALL)
-        self.virtio.build(vm, self.mmio, self.memory, self._lock, len(self.memory.slots))
+        if self._virtio:
+            self._virtio.build(vm, self.mmio, self.memory, self._lock, len(self.memory.slots))
 
     def _on_post(self, value: int) -> None:
         """A boot mark; one of them says that somebody reads the console."""
@@ -547,12 +548,13 @@ class Machine:
         if self.paravirt and self.vm:
             traced = self.spec.trace or self._recorder is not None
             self.paravirt.start(self.vm, self.vcpus[0], clock, traced=traced)
-        self.virtio.start(self._ending.fail)
+        if self._virtio:
+            self._virtio.start(self._ending.fail)
         start_ns = time.monotonic_ns()
         try:
             supervisor.run()
         finally:
-            self._problems = self.virtio.stop()
+            self._problems = self._virtio.stop() if self._virtio else []
             if self._attachment:
                 self._attachment.freeze()
         if self._transports:
@@ -619,6 +621,15 @@ class Machine:
             if self.terminal:
                 return self.terminal.receive(data)
             return self.serial.receive(data)
+
+    @property
+    def virtio(self) -> VirtioBoard:
+        """The board's virtio devices; add() them before load()."""
+        if self._virtio is None:
+            from pykvm.virtio import VirtioBoard  # noqa: PLC0415 - only Linux pays
+
+            self._virtio = VirtioBoard()
+        return self._virtio
 
     def add_console(self, *, columns: int = 0, rows: int = 0, hold: bool = False) -> VirtioConsole:
         """A virtio console, which is where send() types from now on; before load().

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import shutil
 import signal
 import sys
 import time
@@ -190,6 +189,8 @@ def _run(machine: Machine, watch: _Watch, *, show: bool) -> RunResult:
     """Run with signals and terminal in order: SIGINT and SIGTERM end the run, at any moment."""
     before = {number: signal.signal(number, watch.leave) for number in (signal.SIGINT, signal.SIGTERM)}
     if (terminal := machine.terminal) is not None:
+        import shutil  # noqa: PLC0415 - who has no such terminal does not pay
+
         before[signal.SIGWINCH] = signal.signal(
             signal.SIGWINCH, lambda *_: terminal.resize(*shutil.get_terminal_size())
         )

@@ -7,15 +7,14 @@ from typing import TYPE_CHECKING
 
 from pykvm import layout
 from pykvm.boot import linux, multiboot
-from pykvm.boot.acpi import VirtioSlot, acpi_tables
 from pykvm.boot.image import Image, check_fits
-from pykvm.boot.mptable import mp_table
 from pykvm.errors import ConfigError
 from pykvm.regs import CpuMode, CpuState, boot_structures, initial_state
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from pykvm.boot.acpi import VirtioSlot
     from pykvm.memory import GuestMemory
 
 __all__ = ["Placement", "Platform", "place"]
@@ -152,6 +151,9 @@ def _write_tables(memory: GuestMemory, platform: Platform) -> None:
     A kernel on hardware-reduced ACPI restarts by EFI and, where there is none, by a jump to the BIOS's entry
     below 1 MiB: there the reset control register gets its due.
     """
+    from pykvm.boot.acpi import acpi_tables  # noqa: PLC0415 - only Linux pays
+    from pykvm.boot.mptable import mp_table  # noqa: PLC0415 - as above
+
     acpi = acpi_tables(layout.ACPI_TABLES.start, vcpus=platform.vcpus, virtio=platform.virtio)
     if len(acpi) > len(layout.ACPI_TABLES):
         raise ConfigError(f"{platform.vcpus} vCPUs: their ACPI tables take {len(acpi)} bytes; give fewer")

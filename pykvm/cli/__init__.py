@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from contextlib import suppress
@@ -27,9 +28,14 @@ COMMANDS = {
     "completion": "Print the shell's completion script.",
 }
 
+# Objects made before the garbage collector looks at the young ones. Python's 700 has it look some 60 times
+# while a command's modules are imported, none of which is garbage: a tenth of the whole command's time.
+_GC_YOUNG = 50_000
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status. Every error of ours is one line on stderr."""
+    gc.set_threshold(_GC_YOUNG)
     try:
         status = _run(arguments)
         if sys.stdout:

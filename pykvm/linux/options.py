@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import resource
-import socket
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -156,6 +155,8 @@ def _add_net(machine: Machine, text: str, number: int) -> None:
 
 def _frames_fd(text: str, fd: int) -> int:
     """A descriptor of our own for a socket that keeps frames apart."""
+    import socket  # noqa: PLC0415 - who has no network does not pay
+
     try:
         fd = os.dup(fd)
     except OSError as error:

@@ -31,11 +31,15 @@ def _shape(
     name: str,
     via: str,
     args: Sequence[tuple[str, int | str]],
-    where: tuple[int | None, str, int | None, int | None],
-    who: tuple[str, str],
+    rip: int | None,
+    place: str,
+    cpl: int | None,
+    cr3: int | None,
+    task: str,
+    thread: str,
+    vcpu: int | None,
 ) -> str:
     """The part of a line that most events share with others."""
-    rip, place, cpl, cr3 = where
     parts = [f'"kind":{quoted(kind)},"layer":{quoted(layer)},"name":{quoted(name)}']
     if via:
         parts.append(f'"via":{quoted(via)}')
@@ -48,7 +52,9 @@ def _shape(
         parts.append(f'"where":{quoted(place)}')
     if cr3 is not None:
         parts.append(f'"cpl":{cpl or 0},"cr3":"{cr3:#x}"')
-    parts += [f'"{key}":{quoted(value)}' for key, value in zip(("task", "thread"), who, strict=True) if value]
+    parts += [f'"{key}":{quoted(value)}' for key, value in (("task", task), ("thread", thread)) if value]
+    if vcpu is not None:
+        parts.append(f'"vcpu":{vcpu}')
     return ",".join(parts)
 
 
@@ -70,19 +76,15 @@ def event_line(event: TraceEvent, shapes: Shapes) -> str:
         data, task, code, thread,
     ) = event
     # fmt: on
-    shape = shapes[kind, layer, name, via, args, (rip, where, cpl, cr3), (task, thread)]
+    shape = shapes[kind, layer, name, via, args, rip, where, cpl, cr3, task, thread, vcpu]
     takes = f'"duration_ns":{duration_ns},' if duration_ns is not None else ""
     after = f'"guest_ns":{guest_ns},' if guest_ns is not None else ""
-    line = f'{{"time_ns":{time_ns},{takes}{after}{shape}'
-    if vcpu is not None:
-        line += f',"vcpu":{vcpu}'
+    rest = f',"data":"{data.hex()}"' if data else ""
     if result is not None:
-        line += f',"result":{_json(result)}'
-    if data:
-        line += f',"data":"{data.hex()}"'
+        rest = f',"result":{_json(result)}{rest}'
     if code:
-        line += f',"code":{quoted(code)}'
-    return line + "}\n"
+        rest += f',"code":{quoted(code)}'
+    return f'{{"time_ns":{time_ns},{takes}{after}{shape}{rest}}}\n'
 
 
 class JsonLinesSink:

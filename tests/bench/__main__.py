@@ -23,7 +23,8 @@ from .labs import KEPT, measure_in
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-_PARTS = ("exits", "calls", "traces", "lifecycle", "command", "memory", "leaks", "containers")
+# what is short comes before what leaves a heap behind
+_PARTS = ("exits", "lifecycle", "command", "memory", "calls", "traces", "leaks", "containers")
 _NO_KVM = ("containers",)  # what a lab would only make slow
 
 
