@@ -41,7 +41,7 @@ class Instruction(NamedTuple):
 
 
 class Assembler:
-    """A program from its last instruction to its first. A label is how many instructions stand from there on."""
+    """A program from its last instruction to its first; a label is how many stand from there on."""
 
     def __init__(self) -> None:
         self._reversed: list[Instruction] = []
@@ -73,11 +73,12 @@ class Assembler:
         return self._add(code, here - yes, here - no, value)
 
     def encoded(self, first: int) -> bytes:
-        """The program that starts at `first`, as the kernel takes it. Raises ConfigError if it is too long."""
+        """The program that starts at `first`, for the kernel. Raises ConfigError if it is too long."""
         self._next_is(first)
         if len(self._reversed) > MOST_INSTRUCTIONS:
             raise ConfigError(
-                f"the seccomp filter needs {len(self._reversed)} instructions; Linux takes {MOST_INSTRUCTIONS}"
+                f"the seccomp filter needs {len(self._reversed)} instructions; "
+                f"Linux takes {MOST_INSTRUCTIONS}"
             )
         return b"".join(_ENCODED.pack(*one) for one in reversed(self._reversed))
 

@@ -29,8 +29,8 @@ ALL = tuple(
 DEFAULT = frozenset(
     f"CAP_{name}"
     for name in (
-        "AUDIT_WRITE CHOWN DAC_OVERRIDE FOWNER FSETID KILL MKNOD NET_BIND_SERVICE NET_RAW SETFCAP SETGID SETPCAP "
-        "SETUID SYS_CHROOT"
+        "AUDIT_WRITE CHOWN DAC_OVERRIDE FOWNER FSETID KILL MKNOD NET_BIND_SERVICE NET_RAW SETFCAP SETGID "
+        "SETPCAP SETUID SYS_CHROOT"
     ).split()
 )
 """Those a container has unless it is told otherwise: docker's."""
@@ -48,6 +48,7 @@ def chosen(add: Sequence[str] = (), drop: Sequence[str] = (), *, privileged: boo
     although all are added. Raises ConfigError for a name that there is not.
     """
     added, dropped = {_canonical(name) for name in add}, {_canonical(name) for name in drop}
+    found: frozenset[str] | set[str]
     if privileged or "ALL" in added:
         found = set(ALL) - dropped
     elif "ALL" in dropped:

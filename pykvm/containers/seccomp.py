@@ -56,7 +56,7 @@ _KERNEL = re.compile(r"(\d+)\.(\d+)")
 class Condition(NamedTuple):
     """What an argument must be. For MASKED_EQ: (argument & value) == value_two."""
 
-    index: int
+    argument: int
     op: str
     value: int
     value_two: int = 0
@@ -188,7 +188,7 @@ def _rules(seccomp: Mapping[str, Any], default: int) -> dict[str, list[_Rule]]:
         where = f"syscalls[{at}]"
         result = _action(call.get("action"), call.get("errnoRet"), where)
         conditions = [_condition(one, where) for one in call.get("args") or []]
-        several = len({one.index for one in conditions}) < len(conditions)
+        several = len({one.argument for one in conditions}) < len(conditions)
         ways = tuple((one,) for one in conditions) if several else (tuple(conditions),)
         if result == default:
             continue
@@ -265,7 +265,7 @@ def _leaf(assembler: Assembler, rules: Sequence[_Rule], default: int) -> int:
 def _compare(assembler: Assembler, condition: Condition, yes: int, no: int) -> int:
     """A comparison of 64 bits in words of 32, the upper one first."""
     _, op, value, value_two = condition
-    at = _ARGS + 8 * condition.index
+    at = _ARGS + 8 * condition.argument
     if op == "SCMP_CMP_MASKED_EQ":
         label = _masked_equal(assembler, at, value & _WORD, value_two & _WORD, (yes, no))
         return _masked_equal(assembler, at + 4, value >> 32, value_two >> 32, (label, no))

@@ -28,13 +28,14 @@ _KEPT = (
     _Group(
         "changes which files everybody sees, or enters other namespaces",
         "mount umount umount2 pivot_root fsopen fsconfig fsmount fspick move_mount open_tree open_tree_attr "
-        "mount_setattr setns unshare sethostname setdomainname quotactl quotactl_fd fanotify_init lookup_dcookie",
+        "mount_setattr setns unshare sethostname setdomainname quotactl quotactl_fd fanotify_init "
+        "lookup_dcookie",
         ("CAP_SYS_ADMIN",),
     ),
     _Group("runs programs in the kernel", "bpf", ("CAP_SYS_ADMIN", "CAP_BPF")),
     _Group("sees what others do on this CPU", "perf_event_open", ("CAP_SYS_ADMIN", "CAP_PERFMON")),
-    _Group("takes other processes' files and compares their insides", "pidfd_getfd kcmp", ("CAP_SYS_PTRACE",)),
-    _Group("opens files by their inode, past every directory", "open_by_handle_at", ("CAP_DAC_READ_SEARCH",)),
+    _Group("takes other processes' files, and compares them", "pidfd_getfd kcmp", ("CAP_SYS_PTRACE",)),
+    _Group("opens files past every directory", "open_by_handle_at", ("CAP_DAC_READ_SEARCH",)),
     _Group(
         "sets the clock, which all containers share",
         "settimeofday stime clock_settime clock_settime64 clock_adjtime clock_adjtime64",
@@ -51,8 +52,10 @@ _KEPT = (
         "mbind set_mempolicy set_mempolicy_home_node move_pages migrate_pages",
         ("CAP_SYS_NICE",),
     ),
-    _Group("puts code into the kernel, or another kernel in its place", "init_module finit_module delete_module "
-        "create_module kexec_load kexec_file_load"),
+    _Group(
+        "puts code into the kernel, or another kernel in its place",
+        "init_module finit_module delete_module create_module kexec_load kexec_file_load",
+    ),
     _Group("is swap space of the whole guest", "swapon swapoff"),
     _Group("is kept in keyrings, which containers would share", "add_key request_key keyctl"),
     _Group("stops the kernel in the midst of a copy: makes races in it easy to win", "userfaultfd"),
@@ -65,7 +68,7 @@ _KEPT = (
         "nfsservctl uselib _sysctl sysfs ustat get_kernel_syms query_module vm86 vm86old vserver afs_syscall "
         "tuxcall security getpmsg putpmsg bdflush",
     ),
-)  # fmt: skip
+)
 _NEW_NAMESPACES = 0x7E02_0000  # CLONE_NEW* but NEWTIME, whose bit is one of the signal's
 _FAMILIES = (38, 40)  # AF_ALG: the kernel's ciphers; AF_VSOCK: the host
 _PERSONALITIES = (
@@ -74,7 +77,7 @@ _PERSONALITIES = (
     0x20000,
     0x20008,
     0xFFFF_FFFF,
-)  # Linux, 32 bits, an old version's number; a question
+)  # 32 bits, an old version's number; the last one asks
 _OWN_RULES = frozenset({"clone", "clone3", "socket", "personality"})
 
 
@@ -116,9 +119,7 @@ def _rules_on_arguments() -> list[dict[str, Any]]:
             "comment": "its flags are in memory, where no filter looks: ENOSYS makes programs take clone",
             "excludes": admin,
         },
-        _allow(
-            ["socket"], "is neither AF_ALG nor AF_VSOCK (socketcall, on i386, can't be told)", args=families
-        ),
+        _allow(["socket"], "is neither AF_ALG nor AF_VSOCK (i386's socketcall may be)", args=families),
         _allow(
             ["personality"],
             "is a personality of ordinary programs",
