@@ -55,7 +55,7 @@ def decide(program: bytes, nr: int, args: tuple[int, ...] = (), arch: int = X86_
 def holds(condition: dict[str, Any], args: tuple[int, ...]) -> bool:
     """The meaning of a comparison."""
     arg, value, two = args[condition["index"]], condition["value"], condition["valueTwo"]
-    return {
+    found: bool = {
         "NE": arg != value,
         "LT": arg < value,
         "LE": arg <= value,
@@ -64,6 +64,7 @@ def holds(condition: dict[str, Any], args: tuple[int, ...]) -> bool:
         "GT": arg > value,
         "MASKED_EQ": arg & value == two,
     }[condition["op"].removeprefix("SCMP_CMP_")]
+    return found
 
 
 def expected(seccomp: dict[str, Any], name: str, args: tuple[int, ...]) -> int:
@@ -153,7 +154,7 @@ def test_a_long_filter_jumps_as_far_as_it_must() -> None:
         assert decide(program, NUMBERS[name], (0, (at << 33) + 1)) == fails(1 + at)
         assert decide(program, NUMBERS[name], (0, at << 33)) == ALLOW
     ways = [{"index": 0, "value": at, "op": "SCMP_CMP_EQ"} for at in range(2000)]
-    with pytest.raises(ConfigError, match="needs .* instructions; Linux takes 4096"):
+    with pytest.raises(ConfigError, match=r"needs .* instructions; Linux takes 4096"):
         compile_filter(
             {
                 "defaultAction": "SCMP_ACT_ALLOW",
@@ -201,13 +202,11 @@ def test_rules_hang_on_capabilities_architecture_and_kernel() -> None:
         ('{"architectures":["a"],"archMap":[1]}', "use one"),
         ('{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[1]}', "no object"),
         (
-            '{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["read"],"action":"SCMP_ACT_KILL",'
-            '"args":[{"index":6,"op":"SCMP_CMP_EQ"}]}]}',
+            '{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"action":"SCMP_ACT_LOG","args":[{"index":6}]}]}',
             "no argument 6",
         ),
         (
-            '{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"name":"a","action":"SCMP_ACT_KILL",'
-            '"includes":{"minKernel":"x"}}]}',
+            '{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"includes":{"minKernel":"x"}}]}',
             "is no version",
         ),
         ('{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"name":"a","names":["b"]}]}', "use one"),
@@ -233,7 +232,7 @@ def test_the_default_profile_keeps_what_only_the_guest_may_do() -> None:
     )
     assert {plain[name] for name in everyday.split()} == {ALLOW}
     kept = "mount umount2 pivot_root bpf init_module kexec_load reboot swapon setns unshare keyctl add_key "
-    kept += "userfaultfd perf_event_open open_by_handle_at settimeofday acct iopl quotactl move_mount io_uring_setup"
+    kept += "userfaultfd perf_event_open open_by_handle_at settimeofday acct iopl quotactl io_uring_setup"
     assert {plain[name] for name in kept.split()} == {fails(errno.EPERM)}
     assert plain["clone3"] == fails(errno.ENOSYS)  # its flags are in memory, which no filter sees
     admin = results([*capabilities.chosen(), "CAP_SYS_ADMIN"])
