@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from pykvm.linux.kit import Kit
 
-__all__ = ["BASE_MODULES", "Job", "build_initramfs"]
+__all__ = ["BASE_MODULES", "Job", "applets", "build_initramfs"]
 
 BASE_MODULES = ("pvpanic_mmio",)
 _KEPT = 8
@@ -82,12 +82,12 @@ def _members(init: bytes, busybox: Path) -> Iterable[cpio.Entry]:
     yield cpio.file("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\n")
     yield cpio.file("etc/group", b"root:x:0:\n")
     yield cpio.file("bin/busybox", busybox.read_bytes(), 0o755)
-    for path in _applets(busybox):
+    for path in applets(busybox):
         yield cpio.symlink(path, "/bin/busybox")
 
 
-def _applets(busybox: Path) -> list[str]:
-    """The paths of its applets, as it tells them itself."""
+def applets(busybox: Path) -> list[str]:
+    """The paths of busybox's applets, as it tells them itself. Raises LabError if it does not run here."""
     try:
         done = subprocess.run(
             [busybox, "--list-full"], capture_output=True, text=True, check=True, timeout=60
