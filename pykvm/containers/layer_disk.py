@@ -12,7 +12,7 @@ import struct
 import zlib
 from bisect import bisect_right
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NoReturn, Self
+from typing import TYPE_CHECKING, NamedTuple, NoReturn, Self
 
 from pykvm.containers.blobs import digest_of
 from pykvm.errors import ConfigError
@@ -48,34 +48,68 @@ def partition_name(layer: LayerFile) -> str:
     return layer.key.removeprefix("sha256:")[:32]
 
 
+class _Laid(NamedTuple):
+    """Where everything is; replaced as a whole when the disk grows, so that readers need no lock."""
+
+    layers: tuple[LayerFile, ...]
+    extents: tuple[Extent, ...]
+    size_bytes: int
+    front: bytes
+    back: bytes
+    starts: tuple[int, ...]
+
+
 class LayerDisk:
     """A disk of layers, as a virtio block device wants its backend; the same layers give the same disk.
 
-    What stands between and behind the files reads as zeros. Close it when no guest reads any more.
+    What stands between and behind the files reads as zeros. It grows while guests read. Close it when no
+    guest reads any more.
     """
 
     is_read_only = True
 
     def __init__(self, layers: Sequence[LayerFile]) -> None:
         """Raises ConfigError for more than 255 layers: Linux has no more partitions on a disk."""
-        unique = {layer.key: layer for layer in layers}
-        if len(unique) > _MOST_PARTITIONS:
-            raise ConfigError(f"{len(unique)} layers on one disk; Linux takes {_MOST_PARTITIONS} partitions")
-        self.layers = list(unique.values())
-        self.extents: list[Extent] = []
-        at = _ALIGN
-        for layer in self.layers:
-            self.extents.append(Extent(at, layer.size_bytes, layer.path))
-            at += -(-layer.size_bytes // _ALIGN) * _ALIGN
-        self.size_bytes = at + _ALIGN
-        self._front, self._back = self._tables()
-        self._starts = [extent.at for extent in self.extents]
         self._fds: list[int] = []
+        self._laid = _lay(())
+        self.grow(layers)
+
+    @property
+    def layers(self) -> tuple[LayerFile, ...]:
+        """What the partitions hold, from the first one on."""
+        return self._laid.layers
+
+    @property
+    def extents(self) -> tuple[Extent, ...]:
+        """Where the layers are."""
+        return self._laid.extents
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the whole disk, as it is now."""
+        return self._laid.size_bytes
+
+    def grow(self, layers: Sequence[LayerFile]) -> bool:
+        """Add those that are not there yet behind the others, which stay; whether there were any.
+
+        The guest learns of it by its device (Block.resized()) and reads the partitions again. Raises
+        ConfigError as the constructor, OSError for a file that can't be opened: the disk is as it was then.
+        """
+        there = {layer.key for layer in self.layers}
+        new = list({layer.key: layer for layer in layers if layer.key not in there}.values())
+        if len(there) + len(new) > _MOST_PARTITIONS:
+            total = len(there) + len(new)
+            raise ConfigError(f"{total} layers on one disk; Linux takes {_MOST_PARTITIONS} partitions")
+        opened: list[int] = []
         try:
-            self._fds.extend(os.open(layer.path, os.O_RDONLY | os.O_CLOEXEC) for layer in self.layers)
+            opened.extend(os.open(layer.path, os.O_RDONLY | os.O_CLOEXEC) for layer in new)
         except BaseException:
-            self.close()
+            for fd in opened:
+                os.close(fd)
             raise
+        self._fds += opened  # before what leads to them
+        self._laid = _lay((*self.layers, *new))
+        return bool(new)
 
     def __enter__(self) -> Self:
         return self
@@ -116,37 +150,49 @@ class LayerDisk:
             os.close(self._fds.pop())
 
     def _fill(self, piece: memoryview, at: int) -> None:
-        if at < 0 or at + len(piece) > self.size_bytes:
+        laid = self._laid
+        if at < 0 or at + len(piece) > laid.size_bytes:
             raise OSError(errno.EINVAL, "beyond the disk")
         piece[:] = bytes(len(piece))
-        for start, data in ((0, self._front), (self.size_bytes - len(self._back), self._back)):
+        for start, data in ((0, laid.front), (laid.size_bytes - len(laid.back), laid.back)):
             _overlay(piece, at, start, data)
-        first = max(bisect_right(self._starts, at) - 1, 0)
-        for extent, fd in zip(self.extents[first:], self._fds[first:], strict=True):
+        first = max(bisect_right(laid.starts, at) - 1, 0)
+        for extent, fd in zip(laid.extents[first:], self._fds[first:], strict=False):
             if extent.at >= at + len(piece):
                 break
             low, high = max(at, extent.at), min(at + len(piece), extent.at + extent.size_bytes)
             if low < high:
                 _read_fully(fd, piece[low - at : high - at], low - extent.at)
 
-    def _tables(self) -> tuple[bytes, bytes]:
-        """What stands before the first partition, and behind the last one."""
-        sectors = self.size_bytes // _SECTOR
-        count = max(128, len(self.layers))
-        entries = b"".join(map(_entry, self.layers, self.extents)).ljust(count * _ENTRY.size, b"\0")
-        table_sectors = -(-len(entries) // _SECTOR)
-        guid = bytes.fromhex(digest_of(entries)[7:39])
 
-        def header(own: int, other: int, table: int) -> bytes:
-            usable = 2 + table_sectors, sectors - 2 - table_sectors
-            fields = [b"EFI PART", 0x10000, 92, 0, 0, own, other, *usable, guid, table, count, _ENTRY.size]
-            fields.append(zlib.crc32(entries))
-            fields[3] = zlib.crc32(_HEADER.pack(*fields))
-            return _HEADER.pack(*fields).ljust(_SECTOR, b"\0")
+def _lay(layers: tuple[LayerFile, ...]) -> _Laid:
+    extents = []
+    at = _ALIGN
+    for layer in layers:
+        extents.append(Extent(at, layer.size_bytes, layer.path))
+        at += -(-layer.size_bytes // _ALIGN) * _ALIGN
+    front, back = _tables(layers, extents, at + _ALIGN)
+    return _Laid(layers, tuple(extents), at + _ALIGN, front, back, tuple(extent.at for extent in extents))
 
-        table = entries.ljust(table_sectors * _SECTOR, b"\0")
-        front = _protective(sectors) + header(1, sectors - 1, 2) + table
-        return front, table + header(sectors - 1, 1, sectors - 1 - table_sectors)
+
+def _tables(layers: Sequence[LayerFile], extents: Sequence[Extent], size_bytes: int) -> tuple[bytes, bytes]:
+    """What stands before the first partition, and behind the last one."""
+    sectors = size_bytes // _SECTOR
+    count = max(128, len(layers))
+    entries = b"".join(map(_entry, layers, extents)).ljust(count * _ENTRY.size, b"\0")
+    table_sectors = -(-len(entries) // _SECTOR)
+    guid = bytes.fromhex(digest_of(entries)[7:39])
+
+    def header(own: int, other: int, table: int) -> bytes:
+        usable = 2 + table_sectors, sectors - 2 - table_sectors
+        fields = [b"EFI PART", 0x10000, 92, 0, 0, own, other, *usable, guid, table, count, _ENTRY.size]
+        fields.append(zlib.crc32(entries))
+        fields[3] = zlib.crc32(_HEADER.pack(*fields))
+        return _HEADER.pack(*fields).ljust(_SECTOR, b"\0")
+
+    table = entries.ljust(table_sectors * _SECTOR, b"\0")
+    front = _protective(sectors) + header(1, sectors - 1, 2) + table
+    return front, table + header(sectors - 1, 1, sectors - 1 - table_sectors)
 
 
 def _entry(layer: LayerFile, extent: Extent) -> bytes:

@@ -92,9 +92,7 @@ def process_of(
     }
 
 
-def oci_config(
-    settings: Mapping[str, Any], options: RunOptions, user: User, place: Place
-) -> dict[str, Any]:
+def oci_config(settings: Mapping[str, Any], options: RunOptions, user: User, place: Place) -> dict[str, Any]:
     """The whole config.json. `settings` are those of the image's configuration. Raises ConfigError."""
     hostname = options.hostname or place.id[:12]
     args = command_of(settings, options)
@@ -161,4 +159,3 @@ def _words(settings: Mapping[str, Any], key: str) -> list[str]:
 
 def _limit(value: int) -> int:
     return value if value >= 0 else (1 << 64) - 1
-

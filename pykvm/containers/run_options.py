@@ -228,7 +228,9 @@ def parse_ulimit(text: str) -> tuple[str, tuple[int, int]]:
     if not equals or min(both) < -1:
         raise ConfigError(f"invalid ulimit argument: {text}; give NAME=SOFT[:HARD]")
     if both[1] != -1 and (both[0] == -1 or both[0] > both[1]):
-        raise ConfigError(f"ulimit soft limit must be less than or equal to hard limit: {both[0]} > {both[1]}")
+        raise ConfigError(
+            f"ulimit soft limit must be less than or equal to hard limit: {both[0]} > {both[1]}"
+        )
     return name, both
 
 
@@ -268,5 +270,3 @@ def _absolute(path: str, what: str) -> str:
 
 def _present(parts: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in parts.items() if value is not None}
-
-

@@ -8,6 +8,7 @@ import struct
 import tarfile
 import tracemalloc
 import zlib
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,6 +16,7 @@ from erofs_reader import Erofs, File
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from image_parts import docker_archive, entry, layer, tar_of
+from virtio_driver import Driver
 
 from pykvm.containers.archive import load
 from pykvm.containers.erofs import write_erofs
@@ -24,6 +26,8 @@ from pykvm.containers.layer_files import layer_files
 from pykvm.containers.limits import Limits
 from pykvm.containers.removal import collect_garbage
 from pykvm.containers.store import ImageStore
+from pykvm.devices.virtio.block import Block
+from pykvm.devices.virtio.mmio import Register
 from pykvm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -234,6 +238,31 @@ def test_one_disk_has_all_layers_and_copies_none(tmp_path: Path) -> None:
             disk.write(pieces, 0)
     with pytest.raises(ConfigError, match="255 partitions"):
         LayerDisk([type(layers[0])(f"{at:064x}", "", layers[0].path, 512) for at in range(256)])
+
+
+def test_a_disk_grows_and_its_driver_hears_of_it(tmp_path: Path) -> None:
+    """Layers come behind those that are there, both tables are sound again; the driver sees the size."""
+    store = ImageStore(tmp_path)
+    image = load(store, io.BytesIO(tar_of(docker_archive([BASE, BARE], ["one"]))))[0].image
+    first, second = layer_files(store, image)
+    disk = LayerDisk([first])
+    block = Block(disk)
+    with Driver(block) as driver:
+        before = driver.config(0, 8)
+        assert disk.grow([first, second])
+        assert not disk.grow([second])
+        block.resized()
+        (fd,) = block.watched()
+        driver.transport.serve(lambda: block.on_ready(fd))
+        assert struct.unpack("<Q", driver.config(0, 8))[0] * 512 == disk.size_bytes
+        assert struct.unpack("<Q", before)[0] * 512 < disk.size_bytes
+        assert driver.get(Register.INTERRUPT_STATUS) & 2
+        with LayerDisk([first, second]) as fresh:
+            assert disk.bytes_at(0, disk.size_bytes) == fresh.bytes_at(0, fresh.size_bytes)
+        with pytest.raises(FileNotFoundError):
+            disk.grow([replace(second, key="sha256:" + "0" * 64, path=tmp_path / "none")])
+        assert disk.layers == (first, second)
+        block.close()
 
 
 def _check_table(disk: bytes, at: int, layers: list[Any]) -> None:

@@ -6,6 +6,8 @@ What a disk is made of is a Backend; those that there are stand in pykvm.devices
 from __future__ import annotations
 
 import errno
+import os
+import select
 import struct
 from enum import IntEnum, IntFlag
 from typing import TYPE_CHECKING, Protocol
@@ -15,7 +17,7 @@ from pykvm.devices.virtio.queue import Chain, QueueError, split
 from pykvm.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 __all__ = ["Backend", "Block", "BlockFeature", "Request"]
 
@@ -58,8 +60,11 @@ class Backend(Protocol):
     Every range asked for lies inside `size_bytes`.
     """
 
-    size_bytes: int
     is_read_only: bool
+
+    @property
+    def size_bytes(self) -> int:
+        """How large the disk is now."""
 
     def read(self, pieces: Sequence[memoryview], at: int) -> None:
         """Fill `pieces` from offset `at` on."""
@@ -98,6 +103,7 @@ class Block(VirtioDevice):
         self.backend = backend
         self._on_error = on_error
         self._told: set[int] = set()
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.features = BlockFeature.SEG_MAX | BlockFeature.BLK_SIZE | BlockFeature.FLUSH
         if backend.is_read_only:
             self.features |= BlockFeature.RO
@@ -121,6 +127,19 @@ class Block(VirtioDevice):
         discard = struct.pack("<III", _DISCARD_SECTORS, _SEGMENTS_MOST, 8)
         zeroes = struct.pack("<IIB3x", _DISCARD_SECTORS, _SEGMENTS_MOST, 1)
         return head + topology + rest + discard + zeroes
+
+    def resized(self) -> None:
+        """The backend has another size: tell the driver (5.2.5.1); from any thread, until close()."""
+        os.eventfd_write(self._wake, 1)
+
+    def watched(self) -> Mapping[int, int]:
+        """What resized() signals."""
+        return {self._wake: select.POLLIN}
+
+    def on_ready(self, fd: int) -> None:
+        """The size is another one."""
+        os.eventfd_read(fd)
+        self.config_changed()
 
     def on_notify(self, index: int) -> None:
         """Serve all requests that wait."""
@@ -221,6 +240,9 @@ class Block(VirtioDevice):
     def close(self) -> None:
         """Close the image."""
         self.backend.close()
+        if self._wake >= 0:
+            os.close(self._wake)
+            self._wake = -1
 
 
 class _RefusedError(Exception):
