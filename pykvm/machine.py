@@ -218,6 +218,7 @@ class Machine:
         if self.image.kind == "linux":  # it looks for hardware, and has its interrupts from KVM's chips
             board = "linux" if self.spec.board == "pykvm" else self.spec.board
             self.spec = replace(self.spec, irqchip=True, unclaimed="float", board=board)
+            self.memory.use_huge_pages()
         if self.image.kind == "bootsector":
             if disk is not None:
                 raise ConfigError(
@@ -523,7 +524,8 @@ class Machine:
             ending=self._ending,
             drain=self._drain_all,
             irqchip=self.spec.has_irqchip,
-            listens=self._listens,
+            # Linux prints by devices, at once: an idle one is to be left alone
+            listens=self._listens and self.spec.board != "linux",
             timeout=timeout,
         )
         if not self._recorder:

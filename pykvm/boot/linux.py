@@ -29,7 +29,16 @@ if TYPE_CHECKING:
     from pykvm.boot.image import Image
     from pykvm.boot.source import Source
 
-__all__ = ["BOOT_PARAMS_BYTES", "SetupHeader", "boot_params", "load_bzimage", "place_initrd", "read_header"]
+__all__ = [
+    "BOOT_PARAMS_BYTES",
+    "SetupHeader",
+    "boot_params",
+    "load_bzimage",
+    "place_initrd",
+    "read_header",
+    "read_initrds",
+    "unpacked",
+]
 
 BOOT_PARAMS_BYTES = 4096
 _HEADER_AT = 0x1F1
@@ -102,15 +111,26 @@ def _release(source: Source, at: int) -> str:
 
 def load_bzimage(source: Source, header: SetupHeader, *, limit_bytes: int) -> Image:
     """The Image of the vmlinux inside a bzImage. Raises ImageError with one line for damage of any kind."""
-    at = header.setup_bytes + header.payload_offset
-    payload = source.read(at, header.payload_bytes, "its payload")
-    try:
-        vmlinux = codecs.unpack(payload)
-    except ValueError as error:
-        raise source.error(f"{error}; get a whole one") from None
-    with opened(vmlinux, source.name) as inner:
+    with opened(_payload(source, header), source.name) as inner:
         image = elf.load_elf(inner, CpuMode.LONG64, None, limit_bytes=limit_bytes)
     return image._replace(kind="linux", name=source.name, linux=header)
+
+
+def unpacked(image: Path) -> bytes:
+    """The vmlinux inside a bzImage. Raises ImageError if it is none, or damaged."""
+    with opened(image) as source:
+        header = read_header(source)
+        if header is None:
+            raise source.error("it is no Linux kernel that unpacks itself")
+        return _payload(source, header)
+
+
+def _payload(source: Source, header: SetupHeader) -> bytes:
+    at = header.setup_bytes + header.payload_offset
+    try:
+        return codecs.unpack(source.read(at, header.payload_bytes, "its payload"))
+    except ValueError as error:
+        raise source.error(f"{error}; get a whole one") from None
 
 
 def boot_params(

@@ -96,7 +96,7 @@ def cached_kernel(flavour: str, store: Store) -> Kernel | None:
     for entry in reversed(entries):
         if isinstance(entry, Entry) and entry.about.get("flavour") == flavour:
             kernel = _kernel(entry)
-            entry.check((kernel.elf or kernel.image).name)
+            entry.check((kernel.elf or kernel.image).name, is_quick=True)
             return kernel
     for damage in entries:
         if isinstance(damage, DamageError):
@@ -121,7 +121,7 @@ def cached_program(package: str, store: Store) -> Path | None:
         if isinstance(entry, DamageError):
             raise entry
         if entry.about.get("package") == package:
-            entry.check()
+            entry.check(is_quick=True)
             return entry.path / str(entry.about["program"])
     return None
 

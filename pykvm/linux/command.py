@@ -70,7 +70,7 @@ def linux_machine(
             machine.add_console(columns=size.columns, rows=size.lines, hold=True)
             wanted += ["virtio_mmio", "virtio_console"]
         initrd = build_initramfs(parts, job, wanted)
-        machine.load(parts.kernel.image, initrd=initrd, cmdline=" ".join(cmdline.split()))
+        machine.load(parts.vmlinux, initrd=initrd, cmdline=" ".join(cmdline.split()))
 
     return {"memory": _MEMORY, "vcpus": 1} | dict(given), load
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pykvm.errors import ImageNotFoundError
 from pykvm.guests import built_folder
@@ -10,6 +10,7 @@ from pykvm.lab.packages import cached_kernel, cached_program, fetch_kernel, fetc
 from pykvm.lab.store import DamageError, Store
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from pykvm.lab.backend import Progress
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["FLAVOUR", "Kit", "cached_kit", "fetch_kit", "kit"]
 
 FLAVOUR = "cloud-amd64"
+_VMLINUX = "vmlinux"
 _BUSYBOX = ("busybox-static", "bin/busybox")
 
 
@@ -28,6 +30,19 @@ class Kit(NamedTuple):
     busybox: Path
     init: Path
     store: Store
+
+    @property
+    def vmlinux(self) -> Path:
+        """The ELF file inside the kernel's image, unpacked once into the cache. Raises LabError."""
+        image = self.kernel.image
+
+        def build(where: Path) -> Mapping[str, Any]:
+            from pykvm.boot.linux import unpacked  # noqa: PLC0415 - only the first run pays
+
+            (where / _VMLINUX).write_bytes(unpacked(image))
+            return {"kernel": self.kernel.release}
+
+        return self.store.obtain(_VMLINUX, self.kernel.key, build, lambda _text: None, keep=2).path / _VMLINUX
 
 
 def cached_kit(store: Store) -> Kit | None:

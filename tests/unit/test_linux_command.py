@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from test_linux import VMLINUX, bzimage
 
 from pykvm import layout
 from pykvm.cli import main
@@ -23,8 +24,9 @@ if TYPE_CHECKING:
 
 @pytest.fixture(autouse=True)
 def fake_kit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kit:
-    """A kit whose parts are names, and an empty cache."""
+    """A kit with a kernel to unpack, whose other parts are names, and an empty cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "vmlinuz").write_bytes(bzimage(VMLINUX))
     kernel = Kernel("6.1.0-x", tmp_path / "vmlinuz", None, tmp_path / "modules", "6.1.0-x_1")
     kit = Kit(kernel, tmp_path / "busybox", tmp_path / "init", Store())
     monkeypatch.setattr(command, "kit", lambda _store, _progress: kit)
@@ -61,7 +63,8 @@ def test_the_command_line_the_job_and_the_modules(fake_kit: Kit, monkeypatch: py
     load(machine)
     assert wants == {"memory": "256M", "vcpus": 2}
     assert machine.loaded["cmdline"].endswith(" quiet nokaslr")
-    assert machine.loaded["image"] == fake_kit.kernel.image
+    assert machine.loaded["image"] == fake_kit.vmlinux
+    assert fake_kit.vmlinux.read_bytes().startswith(VMLINUX)
     assert machine.consoles == [{"columns": 0, "rows": 0, "hold": True}]
     assert seen["modules"] == ["virtio_mmio", "virtio_console"]
     assert seen["lines"][0] == f"exit_port {layout.PLAIN_EXIT.start}"

@@ -87,6 +87,18 @@ def test_large_memory_costs_nothing_until_it_is_touched() -> None:
         assert _resident_bytes() - before < MIB
 
 
+@pytest.mark.parametrize("size", [2 * MIB, 5 * MIB + PAGE])
+def test_huge_pages_fit(size: int) -> None:
+    """Host and guest addresses agree in their low 21 bits; what is given back is gone with huge pages too."""
+    with GuestMemory(size) as memory:
+        assert memory.slots[0].hva % (2 * MIB) == 0
+        memory.use_huge_pages()
+        memory.write(size - PAGE, b"gone")
+        memory.discard(size - PAGE, PAGE)
+        assert memory.read(size - PAGE, 4) == bytes(4)
+        memory.write(size - 1, b"x")
+
+
 def _resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE
 
