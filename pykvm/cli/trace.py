@@ -82,6 +82,9 @@ _FOR_ATTACH |= {"as_json", "quiet", "args"}
     default="auto",
     help="How to see a Linux guest's syscalls: patch its entry, or debug registers.  [default: auto]",
 )
+@click.option(
+    "--host", is_flag=True, help="Show pykvm's own syscalls also in live lines; elsewhere they always are."
+)
 @click.option("--disasm", "disassemble", is_flag=True, help="Show the instruction that led to each exit.")
 @click.option(
     "--step", type=click.IntRange(min=1), default=None, metavar="N", help="Show every Nth instruction, too."

@@ -83,7 +83,8 @@ _ALL = (
     Probe("dirty_log", "KVM knows which pages the guest wrote", kvm.dirty_log),
     Probe("readonly_memory", "a slot can be read-only", kvm.readonly_memory),
     # the host
-    Probe("tracefs", "the host's tracepoints of KVM can be read", kvm.tracefs),
+    Probe("tracefs", "the host's tracepoints can be read", kvm.tracefs),
+    Probe("exit_tracepoints", "tracepoints tell of exits that KVM answers", kvm.exit_tracepoints),
     # capabilities that nothing here exercises yet
     Probe("nested_state", "KVM_CAP_NESTED_STATE", partial(kvm.capability, "KVM_CAP_NESTED_STATE")),
     Probe("xen_hvm", "KVM_CAP_XEN_HVM", partial(kvm.capability, "KVM_CAP_XEN_HVM")),

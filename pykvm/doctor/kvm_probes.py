@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "capability",
     "dirty_log",
+    "exit_tracepoints",
     "hypercall_exit",
     "ioeventfd",
     "irqchip",
@@ -57,13 +58,30 @@ def capability(name: str) -> Outcome:
 
 def tracefs() -> Outcome:
     """A trace instance of our own can be made, and taken away again."""
-    from pykvm.trace.tracefs import KernelSource, TracefsError  # noqa: PLC0415 - only this probe needs it
+    from pykvm.trace.tracefs import KernelSource, TracefsError  # noqa: PLC0415 - only these probes need it
 
     try:
         KernelSource(host_calls=False).finish()
     except TracefsError as error:
         return fails(str(error))
     return works()
+
+
+def exit_tracepoints() -> Outcome:
+    """A CPUID, which KVM answers by itself, comes as an event."""
+    from pykvm.trace.tracefs import KernelSource, TracefsError  # noqa: PLC0415 - as above
+
+    try:
+        source = KernelSource(host_calls=False)
+    except TracefsError as error:
+        return fails(str(error))
+    try:
+        with Rig("loop") as rig:
+            rig.memory.write(rig.entry, b"\x0f\xa2\xf4")  # CPUID, HLT
+            rig.enter()
+    finally:
+        events = source.finish()
+    return works() if any(event.kind == "kvm" for event in events) else fails("no kvm_exit came of one")
 
 
 # ---- entries and exits

@@ -13,8 +13,9 @@ import os
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
+from pykvm._native import lib
 from pykvm.errors import PykvmError
 from pykvm.trace.event import TraceEvent
 from pykvm.trace.ring_buffer import EventFormat, RawEvent, decode_page, parse_format
@@ -22,7 +23,7 @@ from pykvm.trace.ring_buffer import EventFormat, RawEvent, decode_page, parse_fo
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-__all__ = ["KernelSource", "TracefsError", "tracefs_folder"]
+__all__ = ["KernelSource", "Tracefs", "TracefsError"]
 
 _FOLDERS = (Path("/sys/kernel/tracing"), Path("/sys/kernel/debug/tracing"))
 _BUFFER_KIB = 4096
@@ -52,18 +53,36 @@ class TracefsError(PykvmError):
     """The host's tracepoints can't be read; a trace goes on without them."""
 
 
-def tracefs_folder() -> Path:
-    """Where tracefs is mounted and may be used by us.
+class Tracefs:
+    """tracefs at `folder`: where it is mounted or, for root, a mount that only a descriptor of ours holds.
 
-    Raises TracefsError with the reason and the next step.
+    Raises TracefsError with the reason and the next step where neither is possible.
     """
-    for folder in _FOLDERS:
-        if not (folder / "events").is_dir():
-            continue
-        if os.access(folder / "instances", os.W_OK):
-            return folder
-        raise TracefsError(f"{folder}: not permitted; run as root, or `sudo chmod` it for your group")
-    raise TracefsError("tracefs is not mounted; as root: mount -t tracefs tracefs /sys/kernel/tracing")
+
+    def __init__(self) -> None:
+        self._fd = -1
+        mounted = next((folder for folder in _FOLDERS if (folder / "events").is_dir()), None)
+        if mounted and not os.access(mounted / "instances", os.W_OK):
+            raise TracefsError(f"{mounted}: not permitted; run as root, or `sudo chmod` it for your group")
+        if not mounted:
+            self._fd = lib.detached_mount(b"tracefs")
+            if self._fd < 0:
+                raise TracefsError(
+                    "tracefs is not mounted; as root: mount -t tracefs tracefs /sys/kernel/tracing"
+                )
+        self.folder = mounted or Path(f"/proc/self/fd/{self._fd}")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of a mount that is ours alone; `folder` is gone then."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
 
 class KernelSource:
@@ -81,15 +100,16 @@ class KernelSource:
         host_calls: bool = True,
         syscall_name: Callable[[int], str] = str,
         ioctl_name: Callable[[int], str] = hex,
-        folder: Path | None = None,
     ) -> None:
-        root = folder or tracefs_folder()
+        self._tracefs = Tracefs()
+        root = self._tracefs.folder
         self._names = (syscall_name, ioctl_name)
         self._formats: dict[int, EventFormat] = {}
         self._open: dict[int, tuple[RawEvent, TraceEvent, bool]] = {}
         self._calls: dict[int, tuple[int, int, tuple[int, ...]]] = {}
         self.lost = 0
         self._reader = self._skipped = 0
+        self._heard = dict.fromkeys(_FRAME, False)
         self._fds: list[int] = []
         self._instance = root / "instances" / f"pykvm-{os.getpid()}-{threading.get_native_id()}"
         try:
@@ -98,6 +118,9 @@ class KernelSource:
         except OSError as error:
             self.close()
             raise TracefsError(f"{error.filename or self._instance}: {error.strerror}") from None
+        except TracefsError:
+            self.close()
+            raise
 
     def _switch_on(self, root: Path, *, kvm: bool, host_calls: bool) -> None:
         self._write("trace_clock", "mono")
@@ -128,6 +151,7 @@ class KernelSource:
         self._fds = []
         with contextlib.suppress(OSError):  # it was never made, or is gone already
             self._instance.rmdir()
+        self._tracefs.close()
 
     # ---- the Source
 
@@ -160,10 +184,20 @@ class KernelSource:
             more, unread = self._collect(_PAGES_MOST)
             events += more
         self.close()
-        if self.lost:
-            text = f"{self.lost} events of the host's kernel came faster than they were read, and are lost"
-            events.append(TraceEvent(time.monotonic_ns(), "note", "pykvm", text))
+        events += [TraceEvent(time.monotonic_ns(), "note", "pykvm", text) for text in self._remarks()]
         return events
+
+    def _remarks(self) -> list[str]:
+        remarks = []
+        if self.lost:
+            remarks.append(
+                f"{self.lost} events of the host's kernel came faster than they were read, and are lost"
+            )
+        if self._heard["kvm_userspace_exit"] and not self._heard["kvm_exit"]:
+            remarks.append(
+                "this KVM tells nobody of the exits that it answers itself; its statistics count them"
+            )
+        return remarks
 
     def _collect(self, most: int) -> tuple[list[TraceEvent], int]:
         """The events in at most so many pages of each CPU, and the time after which some are left unread."""
@@ -198,6 +232,8 @@ class KernelSource:
         fields = known.decode(raw.data)
         if known.name in _SYSCALLS:
             return self._call(raw, known.name, fields)
+        if known.name in _FRAME:
+            self._heard[known.name] = True
         if known.name == "kvm_exit":
             self._open[raw.tid] = (raw, _exit_event(raw, known, fields), False)
         elif known.name == "kvm_entry":
