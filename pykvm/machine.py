@@ -108,6 +108,8 @@ class Machine:
         self._virtio: VirtioBoard | None = None
         """The virtio devices; add() them before load()."""
         self.terminal: VirtioConsole | None = None
+        self.on_mark: Callable[[int], object] = lambda _: None
+        """Called with each boot mark that is written to port 0x80, by the thread of the vCPU."""
         self._supervisor: Supervisor | None = None
         self._listens = console is not None
         self._recorder: Recorder | None = None
@@ -366,6 +368,7 @@ class Machine:
     def _on_post(self, value: int) -> None:
         """A boot mark; one of them says that somebody reads the console."""
         self._marks.add(value)
+        self.on_mark(value)
         if self.terminal and value == _TERMINAL_READY:
             self.terminal.release()
 

@@ -9,10 +9,11 @@
  *   plain                   that terminal neither echoes nor makes \r\n of \n
  *   run COMMAND             by /bin/sh -c; without it a shell
  *
+ * It writes how far it is to port 0x80: its modules are loaded, the terminal is ready, the command has ended.
  * A step that fails ends the run with status 125 and one line on the console. */
 #include "sys.h"
 
-enum { POST_PORT = 0x80, TERMINAL_READY = 0xc5 };
+enum { POST_PORT = 0x80, KERNEL_READY = 0xc4, TERMINAL_READY = 0xc5, COMMAND_ENDED = 0xc6 }; /* boot marks */
 enum { CONF_MAX = 65536, ENV_MAX = 64, FAILED = 125, NOT_FOUND = 127, TRIES = 500 };
 
 static char text[CONF_MAX + 1];
@@ -48,6 +49,14 @@ static char *decimal(long value)
 		*--at = (char)('0' + value % 10);
 	while (value /= 10);
 	return at;
+}
+
+static void mark(uint8_t value)
+{
+	if (call3(SYS_ioperm, POST_PORT, 1, 1) == 0) {
+		__asm__ volatile("outb %0, %1" : : "a"(value), "Nd"((uint16_t)POST_PORT));
+		call3(SYS_ioperm, POST_PORT, 1, 0);
+	}
 }
 
 /* ---- the end --------------------------------------------------------------------------------------------- */
@@ -234,10 +243,7 @@ static void take_terminal(void)
 	}
 	if (size.rows && size.columns)
 		call3(SYS_ioctl, 0, TIOCSWINSZ, PTR(&size));
-	if (call3(SYS_ioperm, POST_PORT, 1, 1) == 0) { /* whoever types may begin */
-		__asm__ volatile("outb %0, %1" : : "a"((uint8_t)TERMINAL_READY), "Nd"((uint16_t)POST_PORT));
-		call3(SYS_ioperm, POST_PORT, 1, 0);
-	}
+	mark(TERMINAL_READY); /* whoever types may begin */
 }
 
 __attribute__((noreturn)) static void run(void)
@@ -316,16 +322,19 @@ static void mount_usual(void)
 
 __attribute__((used, noreturn)) static void start(void)
 {
-	long child;
+	long child, status;
 	mount_usual();
 	configure();
+	mark(KERNEL_READY);
 	hear_signals();
 	child = call3(SYS_fork, 0, 0, 0);
 	if (child == 0)
 		run();
 	if (child < 0)
 		fail("starting", "/bin/sh", child);
-	end(wait_for(child));
+	status = wait_for(child);
+	mark(COMMAND_ENDED);
+	end(status);
 }
 
 __attribute__((naked, used)) void _start(void)

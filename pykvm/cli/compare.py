@@ -1,4 +1,4 @@
-"""pykvm compare: the same work with no guest, with emulated devices, and with hypercalls."""
+"""pykvm compare: the same work with no guest, with emulated devices, with hypercalls, and on Linux."""
 
 from __future__ import annotations
 
@@ -59,15 +59,16 @@ def command(
     """Do the same work in several ways, and say what each costs.
 
     One program, which makes system calls, runs as a process of the host, in a fully virtualized guest whose
-    kernel drives the devices of a PC, and in a paravirtualized guest whose kernel makes hypercalls. For each:
-    system calls of the guest, hypercalls, VM exits by reason, system calls that the host sees, and the time.
+    kernel drives the devices of a PC, in a paravirtualized guest whose kernel makes hypercalls, and as a
+    process of a Linux guest (`pykvm kernel fetch` gets its kernel). For each: system calls of the guest,
+    hypercalls, VM exits by reason, system calls that the host sees, and the time.
 
     \b
     Workloads (all, unless named):
       print     write lines          time      ask what time it is
       blocks    read a disk          compute   ask nobody for anything
     \b
-    Ways: host, emulated, paravirt
+    Ways: host, emulated, paravirt, linux
 
     Every figure is from the runs of this comparison. VM exits are the returns of KVM_RUN; KVM's own count
     has those too that never left the kernel. The host's system calls are counted with ptrace, in a run by

@@ -6,7 +6,8 @@ For each workload and way::
     the same, traced by ptrace     from outside            host system calls
     run of 0 and of M operations   nothing is counted      the time: the shortest of several; M is large
 
-What a run of none makes is start and end; the rest, divided by N or M, is what one operation costs.
+What a run of none makes is start and end; the rest, divided by N or M, is what one operation costs. A way
+with `marks_work` counts from the program's start to its end, and the start of all else is only timed.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["Plan", "compare"]
 
 _LONG_ENOUGH_NS = 100_000_000  # what operations must add to a run before it is divided
-_GROWTH = 4
+_GROWTH, _MOST_GROWTH = 4, 16
 _MOST_OPERATIONS = 1 << 24
 
 
@@ -133,14 +134,17 @@ def _host_syscalls(way: Way, none: Job, job: Job) -> Count | Absent:
 def _time(way: Way, job: Job, repeat: int) -> tuple[float | Absent, float, int]:
     """µs per operation, ms of a run of none, and how many operations were timed."""
 
-    def shortest(operations: int) -> int:
+    def shortest(operations: int) -> tuple[int, int]:
+        """ns of the work, and of the whole run."""
         wanted = job._replace(operations=operations)
         runs: list[Done] = [way.run(wanted, Look.TIME) for _ in range(repeat)]
-        return min(done.wall_ns for done in runs)
+        work = (done.wall_ns if done.work_ns is None else done.work_ns for done in runs)
+        return min(work), min(done.wall_ns for done in runs)
 
-    start_ns, operations = shortest(0), job.operations
-    while (more_ns := shortest(operations) - start_ns) < _LONG_ENOUGH_NS and operations < _MOST_OPERATIONS:
-        operations *= _GROWTH
+    (none_ns, start_ns), operations = shortest(0), job.operations
+    while (more_ns := shortest(operations)[0] - none_ns) < _LONG_ENOUGH_NS and operations < _MOST_OPERATIONS:
+        missing = -(-_LONG_ENOUGH_NS // max(more_ns, 1))
+        operations *= max(_GROWTH, min(missing, _MOST_GROWTH))
     if more_ns <= 0:
         return Absent(f"{operations} operations take no longer than none"), start_ns / 1e6, operations
     return more_ns / operations / 1e3, start_ns / 1e6, operations

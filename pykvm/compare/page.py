@@ -87,9 +87,10 @@ def html_of(comparison: Comparison) -> str:
     return (
         f'<!DOCTYPE html><html lang="en"><head>{head}</head><body><main><h1>{title}</h1>'
         f"<p>The same program did the same work in each of these ways. {about}</p><ul>{legend}</ul>{sections}"
-        "<footer>Axes are logarithmic. A table's counts are of the whole run; “each”, as in the charts, is "
-        "what one operation made: the run of all less a run of none, divided. Times are of runs in which "
-        "nothing was counted. Made by <code>pykvm compare</code>.</footer></main>"
+        "<footer>Axes are logarithmic. A table's counts are of the whole run, in a Linux guest of the process"
+        " alone; “each”, as in the charts, is what one operation made: the run of all less a run of none, "
+        "divided. Times are of runs in which nothing was counted. Made by "
+        "<code>pykvm compare</code>.</footer></main>"
         f'<script type="application/json" id="data">{data}</script></body></html>\n'
     )
 

@@ -21,7 +21,8 @@ __all__ = ["print_table"]
 
 _WIDTH = 110  # where nobody says how wide the paper is
 _ABOUT = """\
-Each count is of the whole run, start and end with it; below it what one operation made, by name.
+Each count is of the whole run, start and end with it, in a Linux guest of the process alone; below it what
+one operation made, by name.
 Times are of runs in which nothing was counted."""
 
 

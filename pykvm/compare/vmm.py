@@ -25,6 +25,9 @@ def main(words: list[str]) -> int:
         way.run(jobs[-1], Look.TIME)
         gc.disable()  # it would come in one window and not in the other
         for job in jobs:
+            if way.marks_work:
+                way.run(job, Look.HOST)
+                continue
             mark_begin()
             way.run(job, Look.TIME)
             mark_end()

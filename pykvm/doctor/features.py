@@ -12,12 +12,13 @@ if TYPE_CHECKING:
 
     from pykvm.doctor.outcome import Outcome
 
-__all__ = ["FEATURES", "Feature", "Finding", "findings", "lacking", "names_in"]
+__all__ = ["FEATURES", "LINUX", "Feature", "Finding", "findings", "lacking", "names_in"]
 
-_LINUX = (
+LINUX = (
     *("long64", "long64_interrupts", "irqchip", "ring3_code", "ring3_exceptions", "ring3_syscall"),
     *("sse_cpl0", "cmpxchg16b_cpl0", "popcnt_cpl0"),
 )
+"""The needs of an unmodified Linux."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +49,9 @@ FEATURES = (
     Feature("firmware and disk images", ("real16", "readonly_memory")),
     Feature("64-bit test kernels on --board testdev", ("prot32", "long64", "long64_interrupts", "irqchip")),
     Feature("32-bit test kernels on --board testdev", ("prot32", "prot32_interrupts", "irqchip")),
-    Feature("an unmodified Linux", _LINUX),
-    Feature("system calls of Linux, tapped by patching its entry", (*_LINUX, "msr_filter")),
-    Feature("system calls of Linux, tapped by breakpoints", (*_LINUX, "hw_breakpoint")),
+    Feature("an unmodified Linux", LINUX),
+    Feature("system calls of Linux, tapped by patching its entry", (*LINUX, "msr_filter")),
+    Feature("system calls of Linux, tapped by breakpoints", (*LINUX, "hw_breakpoint")),
     Feature("hypercalls by OUT", ("pio",)),
     Feature("hypercalls by MMIO", ("mmio",)),
     Feature("hypercalls by VMCALL", ("hypercall_exit",)),

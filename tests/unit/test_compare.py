@@ -63,10 +63,13 @@ class FakeWay:
     """A way that takes `each_ns` for an operation, and is asked what it was asked for."""
 
     order = 0
+    marks_work = False
 
-    def __init__(self, name: str, *, each_ns: int = 1000, output: bytes = b"", lacks: str = "") -> None:
+    def __init__(
+        self, name: str, *, each_ns: int = 1000, output: bytes = b"", lacks: str = "", boot_ns: int = 0
+    ) -> None:
         self.column = Column(name, name.upper(), "")
-        self.each_ns, self.output, self.why = each_ns, output, lacks
+        self.each_ns, self.output, self.why, self.boot_ns = each_ns, output, lacks, boot_ns
         self.runs: list[tuple[int, Look]] = []
 
     def lacks(self) -> str:
@@ -77,7 +80,11 @@ class FakeWay:
         self.runs.append((job.operations, look))
         exits = {"IO": 2 * job.operations + 5} if look is Look.EXITS else {"IO": 9**9}
         calls = {"write": job.operations} if look is Look.CALLS else {}
-        return Done(self.output, 5_000_000 + self.each_ns * job.operations, calls, calls, exits, exits)
+        wall_ns = 5_000_000 + self.each_ns * job.operations
+        if not self.boot_ns:
+            return Done(self.output, wall_ns, calls, calls, exits, exits)
+        boot_ns = self.boot_ns * (len(self.runs) + 1)  # never the same twice
+        return Done(self.output, boot_ns + wall_ns, calls, calls, exits, exits, work_ns=wall_ns)
 
     def counted(self, jobs: Sequence[Job]) -> list[list[str]]:
         raise NotCountedError("this host forbids it")
@@ -202,10 +209,13 @@ def test_measuring(tmp_path: Path) -> None:
     assert told == [("print", "A")]
     assert one.exits == Count({"IO": 205}, {"IO": 5})
     assert one.guest_syscalls == Count({"write": 100}, {"write": 0})
-    assert (one.us_per_operation, one.start_ms, one.timed_operations) == (100, 5, 1600)
+    assert (one.us_per_operation, one.start_ms, one.timed_operations) == (100, 5, 1000)
     assert one.host_syscalls == Absent("this host forbids it")
     timed = Counter(operations for operations, look in way.runs if look is Look.TIME)
-    assert timed == {0: 2, 100: 2, 400: 2, 1600: 2}
+    assert timed == {0: 2, 100: 2, 1000: 2}
+    boots = FakeWay("b", each_ns=100_000, boot_ns=10**9)
+    one = compare([boots], [WORKLOADS["print"]], Plan(repeat=2)).cell("print", "b")
+    assert (one.us_per_operation, one.start_ms) == (100, 6005)
 
 
 def test_operations_that_take_no_time_have_no_time() -> None:

@@ -5,6 +5,7 @@
     host.py       a process of the host
     emulated.py   a guest that drives the PC's devices
     paravirt.py   a guest that makes hypercalls
+    linux.py      a process in a guest that is a whole Linux
 
 run() does a job in our own process and looks at it from inside. The host's system calls are counted from
 outside, in the commands that counted() gives.
@@ -34,6 +35,7 @@ class Look(enum.Enum):
     TIME = "time"
     EXITS = "exits"
     CALLS = "calls"  # of the guest: system calls and hypercalls
+    HOST = "host"  # a way with `marks_work`: mark the window of the work for who traces us
 
 
 class Job(NamedTuple):
@@ -45,7 +47,10 @@ class Job(NamedTuple):
 
 
 class Done(NamedTuple):
-    """One run: what it printed, how long it took from nothing to nothing, and what was to be looked at."""
+    """One run: what it printed, how long it took from nothing to nothing, and what was to be looked at.
+
+    `work_ns` is the work alone, where the way can tell it from a long start.
+    """
 
     output: bytes
     wall_ns: int
@@ -53,13 +58,19 @@ class Done(NamedTuple):
     hypercalls: Mapping[str, int] | Absent = NO_GUEST
     exits: Mapping[str, int] | Absent = NO_GUEST
     kvm_exits: Mapping[str, int] | Absent = NO_GUEST
+    work_ns: int | None = None
 
 
 class Way(Protocol):
-    """A column. Its place among the others is by `order`."""
+    """A column. Its place among the others is by `order`.
+
+    With `marks_work` its counts are of the work alone: where a whole system comes up first, nobody could
+    tell them apart.
+    """
 
     column: Column
     order: int
+    marks_work: bool
 
     def lacks(self) -> str:
         """Why it can't run here; "" if it can."""

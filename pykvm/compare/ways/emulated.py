@@ -34,6 +34,7 @@ class _Emulated:
         "a kernel with drivers for a PC's serial port (16550A), disk (ATA, PIO) and clock (MC146818)",
     )
     order = 10
+    marks_work = False
 
     def lacks(self) -> str:
         """Asks the KVM, once."""

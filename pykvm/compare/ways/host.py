@@ -22,6 +22,7 @@ _LIMIT_S = 120
 class _Host:
     column = Column("host", "host process", "an ordinary process: no guest, no hypervisor")
     order = 0
+    marks_work = False
 
     def lacks(self) -> str:
         """The host is always there."""

@@ -21,6 +21,7 @@ __all__ = ["way"]
 class _Paravirt:
     column = Column("paravirt", "paravirtualized guest", "pykvm's paravirtual kernel, which makes hypercalls")
     order = 20
+    marks_work = False
 
     def lacks(self) -> str:
         """Asks the KVM, once."""
