@@ -105,7 +105,7 @@ def _load(machine: Machine, job: Job, output: bytearray) -> None:
     inside.add("run", f"exec /bin/{_PROGRAM} {job.workload} {job.operations} /dev/vda")
     program = cpio.file(f"bin/{_PROGRAM}", built("compare_program.elf").read_bytes(), 0o755)
     initrd = build_initramfs(kit, inside, _MODULES) + cpio.pack([cpio.directory("bin"), program])
-    machine.load(kit.kernel.image, initrd=initrd, cmdline=_CMDLINE)
+    machine.load(kit.vmlinux, initrd=initrd, cmdline=_CMDLINE)
 
 
 def _count_calls(machine: Machine, calls: Counter[str]) -> None:
