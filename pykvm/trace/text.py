@@ -113,7 +113,8 @@ def track(event: TraceEvent) -> tuple[str, str]:
     if event.kind == "syscall":
         return "guest processes", event.task or f"cr3 {event.cr3 or 0:#x}"
     if event.vcpu is None:
-        return event.thread or "pykvm", event.layer
+        thread = event.thread
+        return f"thread {thread}" if thread.isdecimal() else thread or "pykvm", event.layer
     return f"vCPU {event.vcpu}", event.layer
 
 

@@ -83,7 +83,8 @@ class Model {
     this.hidden = new Set();
     const rank = (r) => ["guest", ...LAYERS].indexOf(r.track);
     this.rows = [...rows.values()].filter((r) => r.items.length);
-    this.rows.sort((a, b) => a.group.localeCompare(b.group, "en", { numeric: true }) || rank(a) - rank(b));
+    const place = (r) => (r.group === "guest processes" ? 0 : r.group.startsWith("vCPU") ? 1 : 2); // as the work goes down
+    this.rows.sort((a, b) => place(a) - place(b) || a.group.localeCompare(b.group, "en", { numeric: true }) || rank(a) - rank(b));
     for (const r of this.rows) this.nest(r);
   }
 
