@@ -24,12 +24,12 @@ PACKAGE = ROOT / "pykvm"
 INCLUDE = ROOT / "guests" / "include"
 C_SOURCES = (
     *("vcpu_run.c", "fast_call.c", "call_ring.c", "trace_record.c", "guest_bytes.c"),
-    *("syscall_tap.c", "detached_mount.c"),
+    *("syscall_tap.c", "detached_mount.c", "virtqueue.c"),
 )
 OWN_HEADERS = (
     *(INCLUDE / "hypercall_abi.h", INCLUDE / "paravirt_boot.h"),
     *(PACKAGE / "vcpu_run.h", PACKAGE / "syscall_tap.h", PACKAGE / "call_ring.h"),
-    PACKAGE / "detached_mount.h",
+    *(PACKAGE / "detached_mount.h", PACKAGE / "virtqueue.h"),
 )
 # the members of kvm_run's union that Python looks at
 RUN_VIEWS = "hw fail_entry ex io debug.arch mmio hypercall internal system_event eoi msr".split()
@@ -46,6 +46,7 @@ PRELUDE = """
 #include "syscall_tap.h"
 #include "call_ring.h"
 #include "detached_mount.h"
+#include "virtqueue.h"
 #define RUN_UNION_OFFSET offsetof(struct kvm_run, hw)
 #define RUN_SYNC_REGS_OFFSET offsetof(struct kvm_run, s)
 #define ROUTING_UNION_OFFSET offsetof(struct kvm_irq_routing_entry, u)

@@ -8,11 +8,11 @@
 
 /* ---- guest memory: the one checked door on C's side ---------------------------------------------- */
 
-/* The host address of guest bytes [gpa, gpa + size), which must lie in one slot; NULL if they do not. */
-uint8_t *guest_bytes(const struct loop_shared *shared, uint64_t gpa, uint64_t size, int write)
+/* The host address of guest bytes [gpa, gpa + size), which must lie in one of `count` slots; else NULL. */
+uint8_t *slot_bytes(const struct guest_slot *slots, uint32_t count, uint64_t gpa, uint64_t size, int write)
 {
-    for (uint32_t i = 0; i < shared->slot_count && i < GUEST_SLOTS_MAX; i++) {
-        const struct guest_slot *slot = &shared->slots[i];
+    for (uint32_t i = 0; i < count; i++) {
+        const struct guest_slot *slot = &slots[i];
         if (gpa < slot->gpa || gpa - slot->gpa >= slot->size)
             continue;
         if (size > slot->size - (gpa - slot->gpa) || (write && slot->read_only))
@@ -20,6 +20,13 @@ uint8_t *guest_bytes(const struct loop_shared *shared, uint64_t gpa, uint64_t si
         return slot->host + (gpa - slot->gpa);
     }
     return NULL;
+}
+
+/* The same in a machine's slots. */
+uint8_t *guest_bytes(const struct loop_shared *shared, uint64_t gpa, uint64_t size, int write)
+{
+    uint32_t count = shared->slot_count < GUEST_SLOTS_MAX ? shared->slot_count : GUEST_SLOTS_MAX;
+    return slot_bytes(shared->slots, count, gpa, size, write);
 }
 
 /* The data of a port exit, `size` bytes in the kvm_run mapping; NULL if they do not lie in it. */

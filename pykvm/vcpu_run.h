@@ -194,6 +194,7 @@ enum answer fast_call_exit(struct exit_loop *loop, struct trace_record *record);
 
 /* guest_bytes.c */
 const uint8_t *io_bytes(const struct exit_loop *loop, uint64_t *size);
+uint8_t *slot_bytes(const struct guest_slot *slots, uint32_t count, uint64_t gpa, uint64_t size, int write);
 uint8_t *guest_bytes(const struct loop_shared *shared, uint64_t gpa, uint64_t size, int write);
 int byte_ring_append(struct byte_ring *ring, const uint8_t *from, uint64_t size);
 uint64_t byte_ring_read(struct byte_ring *ring, uint8_t *to, uint64_t most);

@@ -28,7 +28,7 @@ from pykvm.errors import ConfigError
 from pykvm.memory import MemorySlot
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from pykvm.bus import Bus
     from pykvm.devices.virtio.device import VirtioDevice
@@ -180,29 +180,31 @@ class _Entry:
         watched: dict[int, int] = {}
         while True:
             with self.transport.lock:
-                wanted = dict(self._device.watched()) if self.transport.is_active else {}
-            for fd in watched.keys() - wanted.keys():
-                with suppress(KeyError):
-                    poll.unregister(fd)
-            for fd, mask in wanted.items():
-                if watched.get(fd) != mask:
-                    poll.register(fd, mask)
-            watched = wanted
+                wanted = self._device.watched() if self.transport.is_active else {}
+            if wanted != watched:
+                _watch(poll, watched, wanted)
+                watched = dict(wanted)
             for fd, _ in poll.poll():
                 if fd == self._stop:
                     return
-                self._answer(fd, watched)
-
-    def _answer(self, fd: int, watched: dict[int, int]) -> None:
-        if fd in watched:
-            self.transport.serve(lambda: self._device.on_ready(fd))
-            return
-        with suppress(BlockingIOError):
-            os.eventfd_read(fd)
-        if fd in self._doorbells:
-            self.transport.notify(self._doorbells[fd])
+                if fd in watched:
+                    self.transport.serve(self._device.on_ready, fd)
+                    continue
+                with suppress(BlockingIOError):
+                    os.eventfd_read(fd)
+                if fd in self._doorbells:
+                    self.transport.notify(self._doorbells[fd])
 
     def close(self) -> None:
         for fd in self._fds:
             os.close(fd)
         self._fds = []
+
+
+def _watch(poll: select.poll, before: Mapping[int, int], wanted: Mapping[int, int]) -> None:
+    """Let `poll` wait for `wanted` in place of `before`."""
+    for fd in before.keys() - wanted.keys():
+        poll.unregister(fd)
+    for fd, mask in wanted.items():
+        if before.get(fd) != mask:
+            poll.register(fd, mask)

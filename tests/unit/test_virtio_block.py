@@ -125,18 +125,23 @@ def test_a_read_only_disk_refuses_all_that_changes_it(image: Path) -> None:
 def test_the_hosts_errors_reach_the_guest_and_once_the_user(image: Path) -> None:
     """A full disk, and an image that has become shorter."""
     told: list[str] = []
-    raw = RawFile(image)
-    with Driver(Block(raw, on_error=told.append)) as driver:
-        os.truncate(image, 1024)
-        for _ in range(2):
-            assert driver.request([head(Request.IN, 2)], [512, 1])[1][-1:] == IO_ERROR
 
-        def full(*_: object) -> None:
+    class Full(RawFile):
+        """A file on a full file system."""
+
+        def write(self, *_: object) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-        raw.write = full  # type: ignore[method-assign,assignment]
-        assert driver.request([head(Request.OUT), bytes(512)], [1])[1] == IO_ERROR
-        assert driver.request([head(Request.IN)], [512, 1])[1][-1:] == OK
+    for kind in (RawFile, Full):
+        raw = kind(image)
+        raw.fd = raw.fd if kind is RawFile else -1
+        with Driver(Block(raw, on_error=told.append)) as driver:
+            if kind is Full:
+                assert driver.request([head(Request.OUT), bytes(512)], [1])[1] == IO_ERROR
+            os.truncate(image, 1024)
+            for _ in range(2 if kind is RawFile else 0):
+                assert driver.request([head(Request.IN, 2)], [512, 1])[1][-1:] == IO_ERROR
+            assert driver.request([head(Request.IN)], [512, 1])[1][-1:] == OK
     assert [line.split(":")[1].split(";")[0].strip() for line in told] == [
         "the image has become shorter than it was",
         os.strerror(errno.ENOSPC),

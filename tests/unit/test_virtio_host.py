@@ -53,7 +53,7 @@ def pump(driver: Driver, device: VirtioDevice) -> None:
         if not ready:
             return
         for fd, _ in ready:
-            driver.transport.serve(lambda fd=fd: device.on_ready(fd))  # type: ignore[misc]
+            driver.transport.serve(lambda fd=fd: device.on_ready(fd))
     raise AssertionError("it never rests")
 
 

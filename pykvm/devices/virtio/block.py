@@ -25,10 +25,10 @@ SECTOR_BYTES = 512
 _HEADER = struct.Struct("<IIQ")
 _SEGMENT = struct.Struct("<QII")
 _ID_BYTES = 20
-_SEGMENTS_MOST = 254
+_SEGMENTS_MOST = 1022  # with header and status it fills the queue: 1 MiB of single pages, and more
 _DISCARD_SECTORS = 1 << 22  # 2 GiB in one go
 _UNMAP = 1
-_OK, _IO_ERROR, _UNSUPPORTED = 0, 1, 2
+_OK, _IO_ERROR, _UNSUPPORTED = b"\0", b"\1", b"\2"
 
 
 class BlockFeature(IntFlag):
@@ -57,7 +57,8 @@ class Request(IntEnum):
 class Backend(Protocol):
     """Where a disk's bytes are. Offsets and sizes in bytes; errors are OSErrors.
 
-    Every range asked for lies inside `size_bytes`.
+    Every range asked for lies inside `size_bytes`. A backend that is one file, byte for byte, may have its
+    descriptor as the attribute `fd`: reads and writes go straight there then.
     """
 
     is_read_only: bool
@@ -89,7 +90,7 @@ class Block(VirtioDevice):
     """One disk on one queue. `on_error` hears, in one line, of the host's first error of each kind."""
 
     device_id = 2
-    queue_sizes = (256,)
+    queue_sizes = (1024,)
 
     def __init__(
         self, backend: Backend, *, serial: str = "", on_error: Callable[[str], None] = lambda _: None
@@ -101,6 +102,7 @@ class Block(VirtioDevice):
             raise ConfigError(f"a serial number of {len(self._serial)} bytes; a disk has at most {_ID_BYTES}")
         self.name = f"disk {serial}" if serial else "disk"
         self.backend = backend
+        self._fd: int = getattr(backend, "fd", -1)
         self._on_error = on_error
         self._told: set[int] = set()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -109,13 +111,13 @@ class Block(VirtioDevice):
             self.features |= BlockFeature.RO
         else:
             self.features |= BlockFeature.DISCARD | BlockFeature.WRITE_ZEROES
-        self._do: dict[int, Callable[[int, list[memoryview], list[memoryview]], int]] = {
+        self._do: dict[int, Callable[[int, Chain], int]] = {
             Request.IN: self._read,
             Request.OUT: self._write,
             Request.FLUSH: self._flush,
             Request.GET_ID: self._get_id,
-            Request.DISCARD: lambda _, data, __: self._segments(data, self._discard),
-            Request.WRITE_ZEROES: lambda _, data, __: self._segments(data, self._zero),
+            Request.DISCARD: lambda _, chain: self._segments(chain, self._discard),
+            Request.WRITE_ZEROES: lambda _, chain: self._segments(chain, self._zero),
         }
 
     def config(self) -> bytes:
@@ -152,27 +154,25 @@ class Block(VirtioDevice):
 
     def _serve(self, chain: Chain) -> int:
         """One request; how many bytes of its writable part were written, the status byte among them."""
-        head, data_out = split(chain.readable, _HEADER.size)
-        room = chain.writable_bytes
-        if sum(map(len, head)) < _HEADER.size or not room:
+        head, room = chain.read(_HEADER.size), chain.writable_bytes
+        if len(head) < _HEADER.size or not room:
             raise QueueError("a request without its header or without room for its status")
-        data_in, _ = split(chain.writable, room - 1)
-        kind, _, sector = _HEADER.unpack(b"".join(head))
+        kind, _, sector = _HEADER.unpack(head)
         done = 0
         try:
             do = self._do.get(kind)
             status = _UNSUPPORTED
             if do:
-                done = do(sector, data_out, data_in)
+                done = do(sector, chain)
                 status = _OK
         except OSError as error:
             status = self._failed(error)
         except _RefusedError as refused:
             status = refused.status
-        chain.write(bytes([status]), room - 1)
+        chain.write(status, room - 1)
         return room if done else 1
 
-    def _failed(self, error: OSError) -> int:
+    def _failed(self, error: OSError) -> bytes:
         if error.errno == errno.EOPNOTSUPP:
             return _UNSUPPORTED
         number = error.errno or 0
@@ -192,34 +192,38 @@ class Block(VirtioDevice):
         if self.backend.is_read_only:
             raise _RefusedError(_IO_ERROR)
 
-    def _read(self, sector: int, _: list[memoryview], data: list[memoryview]) -> int:
-        size = sum(map(len, data))
-        self.backend.read(data, self._range(sector, size))
+    def _read(self, sector: int, chain: Chain) -> int:
+        size = chain.writable_bytes - 1
+        at = self._range(sector, size)
+        if self._fd >= 0:
+            chain.fill(self._fd, at, size)
+        else:
+            self.backend.read(split(chain.writable, size)[0], at)
         return size
 
-    def _write(self, sector: int, data: list[memoryview], _: list[memoryview]) -> int:
+    def _write(self, sector: int, chain: Chain) -> int:
         self._writable()
-        self.backend.write(data, self._range(sector, sum(map(len, data))))
+        size = chain.readable_bytes - _HEADER.size
+        at = self._range(sector, size)
+        if self._fd >= 0:
+            chain.empty(self._fd, at, size, _HEADER.size)
+        else:
+            self.backend.write(split(chain.readable, _HEADER.size)[1], at)
         return 0
 
-    def _flush(self, _: int, __: list[memoryview], ___: list[memoryview]) -> int:
+    def _flush(self, _: int, __: Chain) -> int:
         self.backend.flush()
         return 0
 
-    def _get_id(self, _: int, __: list[memoryview], data: list[memoryview]) -> int:
-        text, done = self._serial.ljust(_ID_BYTES, b"\0"), 0
-        for piece in data:
-            step = min(len(piece), len(text) - done)
-            piece[:step] = text[done : done + step]
-            done += step
-        return done
+    def _get_id(self, _: int, chain: Chain) -> int:
+        return chain.write(self._serial.ljust(_ID_BYTES, b"\0")[: chain.writable_bytes - 1])
 
-    def _segments(self, data: list[memoryview], do: Callable[[int, int, int], None]) -> int:
+    def _segments(self, chain: Chain, do: Callable[[int, int, int], None]) -> int:
         self._writable()
-        size = sum(map(len, data))
+        size = chain.readable_bytes - _HEADER.size
         if not size or size % _SEGMENT.size or size // _SEGMENT.size > _SEGMENTS_MOST:
             raise _RefusedError(_IO_ERROR)
-        for sector, sectors, flags in _SEGMENT.iter_unpack(b"".join(data)):
+        for sector, sectors, flags in _SEGMENT.iter_unpack(chain.read(size, _HEADER.size)):
             if flags & ~_UNMAP:
                 raise _RefusedError(_UNSUPPORTED)
             if sectors > _DISCARD_SECTORS:
@@ -248,5 +252,5 @@ class Block(VirtioDevice):
 class _RefusedError(Exception):
     """A request that the guest may not make."""
 
-    def __init__(self, status: int) -> None:
+    def __init__(self, status: bytes) -> None:
         self.status = status

@@ -119,8 +119,7 @@ class Console(VirtioDevice):
         queue = self.queues[_TRANSMIT]
         while True:
             while chain := queue.pop():
-                for piece in chain.readable:
-                    self._output(bytes(piece))
+                self._output(chain.read())
                 queue.push(chain, 0)
             if queue.is_idle():
                 return

@@ -33,7 +33,7 @@ class RawFile:
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self.is_read_only = read_only
         self._file = DiskFile(path, writable=not read_only)
-        self._fd = self._file.fileno()
+        self._fd = self.fd = self._file.fileno()
         self.size_bytes = self._file.size_bytes
         self._can_allocate = stat.S_ISREG(os.fstat(self._fd).st_mode)
         if self.size_bytes % SECTOR_BYTES:

@@ -99,6 +99,9 @@ class Transport:
         self.device = device
         self.lock = threading.RLock()
         self.problem = ""
+        self.is_active = False
+        """Whether the driver has said DRIVER_OK and nothing has gone wrong since."""
+        self._raised = 0  # InterruptStatus
         self._page = page if page is not None else bytearray(PAGE_BYTES)
         self._interrupt = interrupt
         self._features = device.features | _ALWAYS
@@ -143,29 +146,24 @@ class Transport:
         """The device status now."""
         return Status(self._get(Register.STATUS) & 0xFF)
 
-    @property
-    def is_active(self) -> bool:
-        """Whether the driver has said DRIVER_OK and nothing has gone wrong since."""
-        return self.status & (Status.DRIVER_OK | Status.NEEDS_RESET) == Status.DRIVER_OK
-
     # ---- work
 
     def notify(self, index: int) -> None:
         """The driver has put something into queue `index`; a wrong index is nobody's."""
         if index < len(self.queues):
-            self.serve(lambda: self.device.on_notify(index))
+            self.serve(self.device.on_notify, index)
 
-    def serve(self, work: Callable[[], None]) -> None:
-        """Let the device do `work`, and interrupt the guest if it wants to hear of what came out."""
+    def serve(self, work: Callable[..., None], *what: int) -> None:
+        """Let the device do `work(*what)`, and interrupt the guest if it wants to hear of what came out."""
         with self.lock:
             if not self.is_active:
                 return
             try:
-                work()
+                work(*what)
             except QueueError as error:
                 self._fail(str(error))
             wanted = [queue.wants_interrupt() for queue in self.queues]  # each is asked: it remembers
-            if any(wanted):
+            if True in wanted:
                 self._raise(USED_BUFFER)
 
     def config_changed(self) -> None:
@@ -179,12 +177,14 @@ class Transport:
 
     def _fail(self, why: str) -> None:
         self.problem = self.problem or f"{self.device.name}: {why}"
-        self._put(Register.STATUS, self.status | Status.NEEDS_RESET)
+        self._put_status(self.status | Status.NEEDS_RESET)
         if self.status & Status.DRIVER_OK:
             self._raise(CONFIG_CHANGED)
 
     def _raise(self, bit: int) -> None:
-        self._put(Register.INTERRUPT_STATUS, self._get(Register.INTERRUPT_STATUS) | bit)
+        if not self._raised & bit:
+            self._raised |= bit
+            self._put(Register.INTERRUPT_STATUS, self._raised)
         self._interrupt()
 
     # ---- registers
@@ -195,9 +195,15 @@ class Transport:
     def _put(self, register: int, value: int) -> None:
         self._page[register : register + 4] = struct.pack("<I", value)
 
+    def _put_status(self, status: Status) -> None:
+        self._put(Register.STATUS, status)
+        self.is_active = status & (Status.DRIVER_OK | Status.NEEDS_RESET) == Status.DRIVER_OK
+
     def _reset(self) -> None:
         """All registers as after power-on; requests in flight are over, since the caller holds the lock."""
         self._page[:PAGE_BYTES] = bytes(PAGE_BYTES)
+        self._raised = 0
+        self.is_active = False
         values: tuple[tuple[int, int], ...] = (
             (Register.MAGIC, _MAGIC),
             (Register.VERSION, _VERSION),
@@ -250,7 +256,7 @@ class Transport:
             accepted = self.device.accepted
             if accepted & ~self._features or not accepted & Feature.VERSION_1:
                 wanted &= ~Status.FEATURES_OK  # by reading it the driver learns that we refuse (2.2.2)
-        self._put(Register.STATUS, wanted | before & Status.NEEDS_RESET)
+        self._put_status(wanted | before & Status.NEEDS_RESET)
         self._show_config()
         if wanted & Status.DRIVER_OK and not before & Status.DRIVER_OK:
             self.device.activate()
@@ -259,8 +265,8 @@ class Transport:
                 self.notify(index)
 
     def _acknowledge(self, value: int) -> None:
-        left = self._get(Register.INTERRUPT_STATUS) & ~(value & CONFIG_CHANGED)
-        self._put(Register.INTERRUPT_STATUS, left)
+        self._raised &= ~(value & CONFIG_CHANGED)
+        self._put(Register.INTERRUPT_STATUS, self._raised)
 
     # ---- queues
 
@@ -295,7 +301,7 @@ class Transport:
         if queue is None:
             return
         if not value & 1:
-            queue.is_ready = False
+            queue.disable()
         elif not queue.is_ready and self.status & Status.FEATURES_OK:
             accepted = self.device.accepted
             try:

@@ -15,7 +15,7 @@ from enum import IntFlag
 from typing import TYPE_CHECKING
 
 from pykvm.devices.virtio.device import VirtioDevice
-from pykvm.devices.virtio.queue import Chain, QueueError, split
+from pykvm.devices.virtio.queue import Chain, QueueError
 from pykvm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["Net", "NetFeature", "open_tap", "parse_mac"]
 
 _RECEIVE, _TRANSMIT = 0, 1
-_HEADER_BYTES = 12  # struct virtio_net_hdr, with num_buffers as VERSION_1 has it
+_HEADER = struct.pack("<10xH", 1)  # struct virtio_net_hdr, with num_buffers as VERSION_1 has it
+_HEADER_BYTES = len(_HEADER)
 _FRAME_BYTES = 65_550
 _LINK_UP = 1
 _TUNSETIFF, _IFF_TAP, _IFF_NO_PI, _IFNAMSIZ = 0x4004_54CA, 2, 0x1000, 16
@@ -59,7 +60,6 @@ class Net(VirtioDevice):
         self._mac = mac
         self._mtu = mtu
         self._is_up = True
-        self._buffer = bytearray(_FRAME_BYTES)
         self._wants_frames = True
         self.dropped = 0
         os.set_blocking(fd, False)
@@ -104,9 +104,8 @@ class Net(VirtioDevice):
         if size > _HEADER_BYTES + _FRAME_BYTES or size == _HEADER_BYTES:
             self.dropped += 1
             return
-        _, frame = split(chain.readable, _HEADER_BYTES)
         try:
-            os.writev(self._fd, frame)
+            chain.send(self._fd, _HEADER_BYTES)
         except BlockingIOError:
             self.dropped += 1
         except OSError as error:
@@ -119,23 +118,22 @@ class Net(VirtioDevice):
             if chain is None:
                 self._wants_frames = not queue.is_idle()  # on_notify() says when there are buffers again
                 return
-            size = self._read()
+            if chain.writable_bytes < _HEADER_BYTES:
+                raise QueueError(f"a buffer of {chain.writable_bytes} bytes for a frame")
+            size = self._read(chain)
             while size is not None and size + _HEADER_BYTES > chain.writable_bytes:
-                if chain.writable_bytes < _HEADER_BYTES:
-                    raise QueueError(f"a buffer of {chain.writable_bytes} bytes for a frame")
                 self.dropped += 1
-                size = self._read()
+                size = self._read(chain)
             if size is None:
-                queue.take_back()
+                queue.take_back(chain)
                 return
-            chain.write(struct.pack("<10xH", 1))
-            chain.write(memoryview(self._buffer)[:size], _HEADER_BYTES)
+            chain.write(_HEADER)
             queue.push(chain, _HEADER_BYTES + size)
 
-    def _read(self) -> int | None:
-        """The size of the next frame, in the buffer; None if there is none now."""
+    def _read(self, chain: Chain) -> int | None:
+        """The size of the next frame, in the driver's buffer; None if there is none now."""
         try:
-            size = os.readv(self._fd, [self._buffer])
+            size = chain.receive(self._fd, _HEADER_BYTES)
         except BlockingIOError:
             return None
         except OSError as error:

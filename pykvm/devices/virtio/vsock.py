@@ -262,14 +262,14 @@ class Vsock(VirtioDevice):
         try:
             size = stream.sock.recvmsg_into(pieces)[0]
         except BlockingIOError:
-            queue.take_back()
+            queue.take_back(chain)
             return
         except OSError:
-            queue.take_back()
+            queue.take_back(chain)
             self._reset(key)
             return
         if not size:
-            queue.take_back()
+            queue.take_back(chain)
             stream.is_read = True
             self._tell(key, Op.SHUTDOWN, _NO_MORE_SEND)
             return
