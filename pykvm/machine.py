@@ -6,7 +6,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self
 
 from pykvm import layout
 from pykvm._native import ffi, lib
@@ -34,7 +34,7 @@ from pykvm.supervisor import Supervisor
 from pykvm.tally import cpu_snapshots, exit_counts, run_stats
 from pykvm.timers import DeviceTimers
 from pykvm.trace.clock import TscClock
-from pykvm.trace.record import TraceRecords, TraceRing
+from pykvm.tracing import FLIGHT_RECORDS, Tracing
 from pykvm.transports import Marks, Transports
 from pykvm.vm import GsiLine, Vm
 
@@ -45,18 +45,14 @@ if TYPE_CHECKING:
     from pykvm.exits import Exit
     from pykvm.guests import Guest
     from pykvm.paravirt.guest import Paravirt
-    from pykvm.trace.attach import Attachment
     from pykvm.trace.event import Sink, Source, TraceEvent
     from pykvm.trace.iterate import TraceIterator
-    from pykvm.trace.recorder import Recorder
     from pykvm.trace.select import Selection
     from pykvm.vcpu import Vcpu
     from pykvm.virtio import VirtioBoard
 
 __all__ = ["Machine", "MachineSpec"]
 
-_FLIGHT_RECORDS = 64
-_TRACE_RECORDS = 1 << 14
 _REST_S = 0.01
 _CTRL_D = b"\x04"
 _TERMINAL_READY = 0xC5
@@ -95,10 +91,9 @@ class Machine:
         self.image: Image | None = None
         self.source: Path | bytes = b""
         self._placement = Placement()
-        self._rings: list[TraceRing] = []
-        self._raw: list[list[bytes]] = []
         self._problems: list[str] = []
         self._lock = threading.RLock()  # a listener may type on the console that a device prints on
+        self._tracing = Tracing(self, self._lock)
         self.vcpus: list[Vcpu] = []
         self.vm: Vm | None = None
         self.disk: FirmwareDisk | None = None
@@ -112,10 +107,6 @@ class Machine:
         """Called with each boot mark that is written to port 0x80, by the thread of the vCPU."""
         self._supervisor: Supervisor | None = None
         self._listens = console is not None
-        self._recorder: Recorder | None = None
-        self._iterator: TraceIterator | None = None
-        self._attachment: Attachment | None = None
-        self._attached: Recorder | None = None
         self.kvm = Kvm()
         try:
             self.memory = GuestMemory(self.spec.memory_bytes)
@@ -143,10 +134,7 @@ class Machine:
         """Take the machine apart: vCPUs, VM, memory, fds. Nothing of it stays."""
         if self.kvm.fd < 0:
             return
-        if self._iterator:
-            self._iterator.close()
-        if self._recorder:
-            self._recorder.abandon()
+        self._tracing.abandon()
         if self._supervisor:
             self._supervisor.stop()
         if self._transports:
@@ -154,8 +142,7 @@ class Machine:
         self._timers.close()
         for part in (
             *self.vcpus,
-            *self._rings,
-            self._attachment,
+            self._tracing,
             self._transports,
             self.vm,
             self.disk,
@@ -397,8 +384,7 @@ class Machine:
         vcpu.set_cpuid(rows)
         vcpu.share(self._shared)
         vcpu.sync_registers(special=spec.trace)
-        self._rings.append(self._make_ring(vcpu.loop))
-        self._raw.append([])
+        self._tracing.add_vcpu(vcpu.loop)
         if number == 0:
             vcpu.apply(self._placement.state)
 
@@ -407,22 +393,7 @@ class Machine:
         assert self._transports is not None  # noqa: S101 - for the type checker; it calls
         loop = self._transports.rings.worker.loop
         loop.vcpu = len(self.vcpus)
-        kept: list[bytes] = []
-        if self._recorder:
-            ring = self._recorder.add_loop(loop, kept, drop=self.spec.drop_records)
-        else:
-            ring = self._make_ring(loop)
-        self._rings.append(ring)
-        self._raw.append(kept)
-
-    def _make_ring(self, loop: Any) -> TraceRing:
-        spec = self.spec
-        return TraceRing(
-            ffi.addressof(loop, "trace"),
-            _TRACE_RECORDS if spec.trace else _FLIGHT_RECORDS,
-            keep_newest=not spec.trace,
-            drop=spec.drop_records,
-        )
+        self._tracing.add_loop(loop)
 
     def _flush_page(self, gpa: int) -> None:
         """Take the page's slot away and give it back: KVM drops its page tables with it."""
@@ -443,18 +414,18 @@ class Machine:
         Events come in order of time, from a thread of the tracer's. A sink that raises is switched off and
         named in RunResult.warnings. Without a sink none of this is imported, and nothing costs.
         """
-        self._recording().add_sink(sink, selection)
+        self._tracing.recorder.add_sink(sink, selection)
 
     def add_source(self, source: Source) -> None:
         """Take events for the sinks from another producer too; see pykvm.trace.event."""
-        self._recording().add_source(source)
+        self._tracing.recorder.add_source(source)
 
     def trace_detail(self, *, disassemble: bool = False, step: int = 0) -> None:
         """Ask for more than the events: the instruction that led to each, every `step`-th instruction.
 
         Raises ConfigError where this KVM can't single-step.
         """
-        recording = self._recording()
+        recording = self._tracing.recorder
         recording.disassemble, recording.step = disassemble, step
 
     def trace(self, *, timeout: float | None = None, selection: Selection | None = None) -> TraceIterator:
@@ -463,10 +434,7 @@ class Machine:
         A loop that is left early ends the run at the end of the machine's `with` block, or by the
         iterator's close(). Raises what run() raises.
         """
-        from pykvm.trace.iterate import TraceIterator  # noqa: PLC0415 - who does not trace does not pay
-
-        self._iterator = TraceIterator(self, timeout, selection)
-        return self._iterator
+        return self._tracing.iterate(timeout, selection)
 
     def allow_attach(self) -> None:
         """Let attach() come while the guest runs; between load() and run().
@@ -474,42 +442,18 @@ class Machine:
         Until somebody comes it costs a tenth of a microsecond at exits that Python answers, and nothing at
         others. Raises ConfigError for a machine that keeps all records itself (`trace`).
         """
-        from pykvm.trace.attach import Attachment  # noqa: PLC0415 - as above
-
-        if self.vm is None or self._supervisor or self.spec.trace:
-            raise ConfigError("allow_attach() comes after load() and before run(), and not with trace=True")
-        self._attachment = Attachment(
-            self, lock=self._lock, rings=self._rings, keep=self._raw, show=self._show_attached
-        )
+        self._tracing.allow_attach()
 
     def attach(self, sink: Sink | Callable[[TraceEvent], object], selection: Selection | None = None) -> Sink:
         """Send what happens from now on to `sink`, while the guest runs; from any thread. For detach().
 
         Raises ConfigError without allow_attach() before run(), and if the run is over or has not begun.
         """
-        from pykvm.trace.tracer import FunctionSink  # noqa: PLC0415 - as above
-
-        if self._attachment is None or self._supervisor is None:
-            raise ConfigError("attach() comes after allow_attach() and while run() runs")
-        whole = cast("Sink", sink) if hasattr(sink, "write") else FunctionSink(sink)
-        self._attachment.join(whole, selection, self._recorder)
-        return whole
+        return self._tracing.attach(sink, selection)
 
     def detach(self, sink: Sink) -> None:
         """Nothing more goes to what attach() gave; it is closed. Later calls do nothing."""
-        if self._attachment:
-            self._attachment.leave(sink)
-
-    def _show_attached(self, recorder: Recorder | None) -> None:
-        self._attached = recorder
-
-    def _recording(self) -> Recorder:
-        from pykvm.trace.recorder import Recorder  # noqa: PLC0415 - as above
-
-        if self._supervisor:
-            raise ConfigError("this machine has run; add sinks and sources before run()")
-        self._recorder = self._recorder or Recorder()
-        return self._recorder
+        self._tracing.detach(sink)
 
     # ---- running
 
@@ -531,28 +475,14 @@ class Machine:
             listens=self._listens and self.spec.board != "linux",
             timeout=timeout,
         )
-        if not self._recorder:
-            result = None
-            try:
-                result = self._run(self._supervisor, registers=registers)
-                return result
-            finally:
-                if self._attachment:
-                    self._attachment.end(result)
-        with self._recorder as recorder:
-            for number, vcpu in enumerate(self.vcpus):
-                self._rings[number].close()
-                self._rings[number] = recorder.ring(vcpu, drop=self.spec.drop_records)
-            recorder.start(self, self._rings, self._raw)
-            recorder.result = self._run(self._supervisor, registers=registers)
-        result = recorder.result
-        return replace(result, warnings=result.warnings + recorder.warnings)
+        self._tracing.begin()
+        supervisor = self._supervisor
+        return self._tracing.around(lambda: self._run(supervisor, registers=registers), self.vcpus)
 
     def _run(self, supervisor: Supervisor, *, registers: bool) -> RunResult:
         clock = TscClock()
         if self.paravirt and self.vm:
-            traced = self.spec.trace or self._recorder is not None
-            self.paravirt.start(self.vm, self.vcpus[0], clock, traced=traced)
+            self.paravirt.start(self.vm, self.vcpus[0], clock, traced=self._tracing.is_on)
         if self._virtio:
             self._virtio.start(self._ending.fail)
         start_ns = time.monotonic_ns()
@@ -560,8 +490,7 @@ class Machine:
             supervisor.run()
         finally:
             self._problems = self._virtio.stop() if self._virtio else []
-            if self._attachment:
-                self._attachment.freeze()
+            self._tracing.freeze()
         if self._transports:
             self._transports.stop()
             self._console.pump()
@@ -688,20 +617,13 @@ class Machine:
     def _drain(self, number: int) -> None:
         """Empty the rings that stopped vCPU `number`; called by its thread."""
         self._console.pump()
-        if recorder := self._recorder or self._attached:  # who is attached may leave at any moment
-            recorder.drain(number, lambda: self._supervisor is None or self._supervisor.is_over())
-            return
-        with self._lock:
-            self._raw[number].append(self._rings[number].take())
+        self._tracing.drain(number, lambda: self._supervisor is None or self._supervisor.is_over())
 
     def _drain_all(self) -> None:
         self._console.pump()
         if self.paravirt:
             self.paravirt.drain()
-        if self.spec.trace and not self._recorder:
-            with self._lock:
-                for raw, ring in zip(self._raw, self._rings, strict=True):
-                    raw.append(ring.take())
+        self._tracing.drain_all()
 
     def _open_record(self) -> Any:
         """The trace record of the exit that the calling thread answers, NULL if there is none."""
@@ -724,7 +646,7 @@ class Machine:
     # ---- the result
 
     def _result(self, clock: TscClock, start_ns: int, wall_ns: int, *, registers: bool) -> RunResult:
-        records = self._records(clock)
+        records = self._tracing.records(clock)
         reason = self._ending.reason
         return RunResult(
             reason=reason,
@@ -736,12 +658,12 @@ class Machine:
                 clock,
                 wall_ns=wall_ns,
                 unclaimed=self.unclaimed,
-                dropped_records=sum(ring.dropped for ring in self._rings),
+                dropped_records=self._tracing.dropped,
             ),
             marks=tuple(Mark(value, at - start_ns) for value, at in self._marks.all()),
             detail=self._ending.detail,
             fault=self.paravirt.fault if self.paravirt else None,
-            last_exits=records[-_FLIGHT_RECORDS:],
+            last_exits=records[-FLIGHT_RECORDS:],
             trace=records if self.spec.trace else (),
             cpus=cpu_snapshots(self.vcpus, self.memory) if registers or reason.is_abnormal else (),
             kvm=self.kvm.module(),
@@ -753,14 +675,6 @@ class Machine:
         broken = tuple(f"the guest's driver broke the rules: {what}" for what in self._problems)
         disk = self.disk.warnings if self.disk else ()
         return self._console.warnings + self._marks.warnings() + disk + broken
-
-    def _records(self, clock: TscClock) -> TraceRecords:
-        for recorder in (self._recorder, self._attached):
-            if recorder:
-                recorder.finish()
-        for raw, ring in zip(self._raw, self._rings, strict=True):
-            raw.append(ring.take())
-        return TraceRecords.merged((b"".join(raw) for raw in self._raw), clock)
 
 
 def _guest_or_file(name: str) -> Guest | None:

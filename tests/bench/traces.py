@@ -46,7 +46,7 @@ def _records() -> tuple[bytes, ExitNames]:
     with Machine("2M", trace=True) as machine:
         machine.load(_GUEST)
         machine.run(timeout=60)
-        return b"".join(machine._raw[0]), ExitNames(machine.ports, machine.mmio)
+        return b"".join(machine._tracing.raw[0]), ExitNames(machine.ports, machine.mmio)
 
 
 def _write(raw: bytes, names: ExitNames, count: int, path: Path) -> float:

@@ -293,7 +293,7 @@ MARKS = checks(
 @pytest.mark.needs("ioeventfd")
 def test_no_call_of_a_ring_is_lost_or_late(boot: Boot, monkeypatch: pytest.MonkeyPatch) -> None:
     """1,600 calls are 1,600 marks and 1,600 records, in order, although a ring of 64 fills up each time."""
-    monkeypatch.setattr("pykvm.machine._TRACE_RECORDS", 64)
+    monkeypatch.setattr("pykvm.tracing._TRACE_RECORDS", 64)
     result = boot.c(MARKS, trace=True)
     result.check(exit_code=0)
     assert [mark.value for mark in result.marks] == list(range(1600))
