@@ -7,7 +7,7 @@
                                              at last {"end": {...}}
     anything else                            {"error": "a line of text"}
 
-A request is answered in a thread of its own. Who wants more of a machine adds a row to `_ANSWERS`.
+A request is answered in a thread of its own. Who wants more of any machine adds a row to `_ANSWERS`.
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ from pykvm.errors import PykvmError
 from pykvm.result import EndReason
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from pykvm.machine import Machine
     from pykvm.registry import Seat
+
+    Answer = Callable[["Machine", socket.socket, Mapping[str, Any]], None]
 
 __all__ = ["Control", "ask", "read_line", "send_line"]
 
@@ -38,9 +40,10 @@ _JOIN_S = 5.0
 class Control:
     """Answers what comes on the socket of a machine's name, while the `with` block lasts."""
 
-    def __init__(self, seat: Seat, machine: Machine) -> None:
-        """The machine is loaded and does not run yet."""
+    def __init__(self, seat: Seat, machine: Machine, more: Mapping[str, Answer] | None = None) -> None:
+        """The machine is loaded and does not run yet. `more` is answered too, or instead."""
         self._machine = machine
+        self._answers: Mapping[str, Answer] = {**_ANSWERS, **(more or {})}
         machine.allow_attach()
         self._socket = seat.listen()
         self._links: set[socket.socket] = set()
@@ -86,7 +89,7 @@ class Control:
             link.close()
 
     def _answer(self, link: socket.socket, request: Mapping[str, Any]) -> None:
-        answer = _ANSWERS.get(str(request.get("do")))
+        answer = self._answers.get(str(request.get("do")))
         if answer is None:
             send_line(link, {"error": f"this machine does not know how to {request.get('do')!r}"})
             return
@@ -107,7 +110,7 @@ def _trace(machine: Machine, link: socket.socket, request: Mapping[str, Any]) ->
     serve_trace(machine, link, request)
 
 
-_ANSWERS = {"stop": _stop, "trace": _trace}
+_ANSWERS: dict[str, Answer] = {"stop": _stop, "trace": _trace}
 
 
 def send_line(link: socket.socket, value: Mapping[str, Any]) -> None:

@@ -5,6 +5,7 @@
     NAME.lock   locked (flock) by the process as long as it lives: the kernel's own proof of life. It holds a
                 line of JSON: pid, image, start
     NAME.sock   a Unix socket on which the machine listens (pykvm.control)
+    NAME.vsock  where it holds containers, the way to the agent in it (pykvm.containers)
 
 What a machine that died has left is swept up by whoever looks next. The directory is
 `$XDG_RUNTIME_DIR/pykvm`, or `/run/user/UID/pykvm`, or `pykvm-UID` in the directory for temporary files.
@@ -20,19 +21,19 @@ import socket
 import stat
 import tempfile
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from pykvm.errors import ConfigError, PykvmError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 __all__ = ["Entry", "NotRunningError", "Room", "Seat", "as_table", "room_path", "stop"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
-_LOCK, _SOCKET = ".lock", ".sock"
+_LOCK, _SOCKET, _VSOCK = ".lock", ".sock", ".vsock"
 _ABOUT_BYTES = 1 << 16
 _LOOK_S = 0.02
 _CONNECT_S = 5.0
@@ -91,6 +92,15 @@ class Room:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+    @contextmanager
+    def opened(self) -> Iterator[int]:
+        """A descriptor of the directory, for paths below /proc/self/fd that are short whatever its own is."""
+        fd = os.dup(self._fd)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
 
     def enter(self, name: str, about: Mapping[str, Any] | None = None) -> Seat:
         """Take `name` until the Seat is closed or this process ends. ConfigError if it can't be had."""
@@ -200,11 +210,11 @@ class Seat:
     def __init__(self, name: str, folder: int, lock: int) -> None:
         self.name = name
         self._folder, self._lock = folder, lock
-        self._started = time.time_ns()
+        self.started_ns = time.time_ns()
 
     def tell(self, about: Mapping[str, Any]) -> None:
         """What others read of the machine: `about`, this process, and when that was."""
-        about = {**about, "pid": os.getpid(), "started_unix_ns": self._started}
+        about = {**about, "pid": os.getpid(), "started_unix_ns": self.started_ns}
         text = json.dumps(about).encode() + b"\n"
         os.pwrite(self._lock, text, 0)
         os.ftruncate(self._lock, len(text))
@@ -234,8 +244,8 @@ class Seat:
 
 
 def _remove(name: str, folder: int) -> None:
-    """Socket and lock; only who holds the lock may."""
-    for end in (_SOCKET, _LOCK):
+    """Sockets and lock; only who holds the lock may."""
+    for end in (_SOCKET, _VSOCK, _LOCK):
         with suppress(FileNotFoundError):
             os.unlink(name + end, dir_fd=folder)
 

@@ -23,6 +23,7 @@ COMMANDS = {
     "guests": "List the tiny guests that travel with pykvm.",
     "kernel": "Fetch the Linux kernel that `pykvm run linux` boots.",
     "doctor": "Say what this machine's KVM can do.",
+    "container": "Run containers in Linux guests, and show every layer of them.",
     "image": "Load, save, build, pull, push and show container images.",
     "lab": "Run a command in a computer with a full KVM, made in software.",
     "completion": "Print the shell's completion script.",

@@ -1,0 +1,210 @@
+"""pykvm container run: a new container from an image."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pykvm.containers.run_options import RunOptions
+
+__all__ = ["run_command"]
+
+_MANY: dict[str, Any] = {"multiple": True}
+
+
+@click.command(
+    "run",
+    context_settings={"allow_interspersed_args": False, "help_option_names": ["--help"]},
+)
+@click.argument("image")
+@click.argument("words", metavar="[COMMAND] [ARG]...", nargs=-1, type=click.UNPROCESSED)
+@click.option("-i", "--interactive", is_flag=True, help="Give it our input.")
+@click.option("-t", "--tty", is_flag=True, help="Give it a terminal.")
+@click.option("-d", "--detach", is_flag=True, help="Let it run by itself, and print its ID.")
+@click.option("--name", default="", metavar="NAME", help="Name it.  [default: a name of our choice]")
+@click.option("--rm", "remove", is_flag=True, help="Remove it when it has ended.")
+@click.option("-e", "--env", **_MANY, metavar="NAME[=VALUE]", help="A variable; without VALUE as it is here.")
+@click.option("-l", "--label", "labels", **_MANY, metavar="NAME[=VALUE]", help="Note this about it.")
+@click.option("-w", "--workdir", default="", metavar="PATH", help="Where the command starts.")
+@click.option("-u", "--user", default="", metavar="NAME|UID[:GROUP|GID]", help="Who the command runs as.")
+@click.option("--group-add", **_MANY, metavar="GROUP", help="One more group of the user.")
+@click.option("-h", "--hostname", default="", metavar="NAME", help="Its host name.  [default: its short ID]")
+@click.option("--entrypoint", metavar="COMMAND", help="Run this instead of the image's entry point.")
+@click.option("--read-only", is_flag=True, help="Let nothing be written to its root.")
+@click.option("--tmpfs", **_MANY, metavar="PATH[:OPTIONS]", help="Mount an empty tmpfs there.")
+@click.option("-m", "--memory", metavar="SIZE", help="At most so much memory: 64m, 1g.")
+@click.option("--memory-swap", metavar="SIZE", help="At most so much memory and swap together; -1: any.")
+@click.option("--cpus", type=float, metavar="N", help="At most the time of so many CPUs: 0.5.")
+@click.option(
+    "-c", "--cpu-shares", type=int, metavar="N", help="Weight when CPUs are short.  [default: 1024]"
+)
+@click.option("--cpuset-cpus", "--cpuset", default="", metavar="LIST", help="Only on these CPUs: 0-1.")
+@click.option("--pids-limit", type=int, metavar="N", help="At most so many processes and threads.")
+@click.option(
+    "--device-write-bps", **_MANY, metavar="DEVICE:RATE", help="At most so many bytes a second to it."
+)
+@click.option(
+    "--device-read-bps", **_MANY, metavar="DEVICE:RATE", help="At most so many bytes a second from it."
+)
+@click.option("--cap-add", **_MANY, metavar="NAME", help="One more capability, or ALL.")
+@click.option("--cap-drop", **_MANY, metavar="NAME", help="One capability less, or ALL.")
+@click.option(
+    "--security-opt",
+    **_MANY,
+    metavar="OPTION",
+    help="no-new-privileges, seccomp=FILE (docker's format) or seccomp=unconfined.",
+)
+@click.option("--ulimit", "ulimits", **_MANY, metavar="NAME=SOFT[:HARD]", help="A limit of setrlimit(2).")
+@click.option(
+    "--network",
+    "--net",
+    type=click.Choice(["bridge", "none", "host"]),
+    default="none",
+    show_default=True,
+    help="Its own network without a way out, one with the guest's other containers, or the guest's.",
+)
+@click.option("--init", is_flag=True, help="Run a small process 1 that passes signals on and reaps zombies.")
+@click.option("--stop-signal", default="", metavar="SIGNAL", help="What `stop` sends.  [default: SIGTERM]")
+@click.option("--shm-size", default="64m", metavar="SIZE", help="Size of /dev/shm.")
+@click.option(
+    "--vm",
+    default="",
+    metavar="NAME",
+    envvar="PYKVM_VM",
+    help="Share this machine, made if need be, which stays.  [default: one of its own]",
+)
+@click.option(
+    "--vm-memory", default="512M", show_default=True, metavar="SIZE", help="Memory of a machine that is made."
+)
+@click.option("--vm-cpus", type=int, default=1, show_default=True, metavar="N", help="Its number of vCPUs.")
+@click.option(
+    "--explain", is_flag=True, help="Show each step of its making: the syscall, its effect, its time."
+)
+def run_command(image: str, words: tuple[str, ...], **given: Any) -> int:
+    """Make a container from IMAGE and run COMMAND in it, or what the image says.
+
+    An image that is not here is pulled; busybox is made of Debian's package, without any registry. Without
+    --vm the container has a machine of its own, which ends with it.
+
+    \b
+    The exit status is the command's own, or
+      125 pykvm failed    126 can't be executed    127 not found    128+n ended by signal n
+    """  # noqa: D301 - click wants the \b itself
+    from pykvm.cli.container_parts import notice, show_step, stores
+    from pykvm.cli.progress import bars
+    from pykvm.containers.guest_options import GuestOptions
+    from pykvm.containers.running import Wish, add_container, find_image, start_container
+    from pykvm.errors import ConfigError
+    from pykvm.registry import Room
+
+    options = _options(words, given)
+    if options.tty and options.interactive and not given["detach"] and not os.isatty(0):
+        raise ConfigError("the input device is not a TTY")
+    store, containers = stores()
+    with bars() as progress:
+        entry = find_image(store, image, notice, progress)
+    wish = Wish(image, given["name"], given["vm"], given["remove"])
+    guest = GuestOptions(given["vm_memory"], given["vm_cpus"])
+    with Room() as room:
+        record = add_container(store, containers, wish, options, entry)
+        try:
+            link = start_container(
+                room, containers, record, guest, attach=not given["detach"], explain=given["explain"]
+            )
+        except BaseException:
+            containers.remove(record)
+            raise
+    with link:
+        return _see(link, record.id, options, detach=given["detach"], on_event=show_step)
+
+
+def _see(link: Any, container_id: str, options: RunOptions, *, detach: bool, on_event: Any) -> int:
+    """Wait for its start or, attached, its end; the exit status."""
+    from pykvm.containers.talk import DetachedError, ServicePeer, converse
+
+    peer = ServicePeer(link)
+    if not detach:
+        try:
+            ending = converse(peer, reads=options.interactive, is_tty=options.tty, on_event=on_event)
+        except DetachedError:
+            return 0
+        if ending.get("event") == "failed":
+            return _failed(ending)
+        return int(ending.get("status") or 0)
+    for item in peer.items():
+        if isinstance(item, dict) and item.get("event") == "failed":
+            return _failed(item)
+        if isinstance(item, dict) and item.get("event") == "started":
+            click.echo(container_id)
+            return 0
+        on_event(item)
+    click.echo("pykvm: the machine ended before the container had started", err=True)
+    return 125
+
+
+def _failed(said: Mapping[str, Any]) -> int:
+    click.echo(f"pykvm: {said.get('text')}", err=True)
+    return int(said.get("status") or 125)
+
+
+def _options(words: tuple[str, ...], given: Mapping[str, Any]) -> RunOptions:
+    from pykvm.containers import capabilities
+    from pykvm.containers import run_options as read
+
+    capabilities.chosen(given["cap_add"], given["cap_drop"])
+    no_new, profile = _security(given["security_opt"])
+    return read.RunOptions(
+        command=words,
+        tty=given["tty"],
+        interactive=given["interactive"],
+        env=read.parse_env(given["env"], os.environ),
+        workdir=given["workdir"],
+        user=given["user"],
+        group_add=given["group_add"],
+        hostname=given["hostname"],
+        entrypoint=given["entrypoint"],
+        read_only=given["read_only"],
+        tmpfs=dict(map(read.parse_tmpfs, given["tmpfs"])),
+        limits=read.limits_of(given, given["vm_cpus"]),
+        cap_add=given["cap_add"],
+        cap_drop=given["cap_drop"],
+        no_new_privileges=no_new,
+        seccomp=profile,
+        ulimits=dict(map(read.parse_ulimit, given["ulimits"])),
+        network=given["network"],
+        init=given["init"],
+        labels={name: value for name, _, value in (one.partition("=") for one in given["labels"])},
+        stop_signal=given["stop_signal"],
+        shm_bytes=read.parse_bytes(given["shm_size"], "--shm-size"),
+    )
+
+
+def _security(texts: tuple[str, ...]) -> tuple[bool, dict[str, Any] | None]:
+    """no-new-privileges[:true|:false], seccomp=FILE|unconfined."""
+    from pathlib import Path
+
+    from pykvm.containers.seccomp import parse_profile
+    from pykvm.errors import ConfigError
+
+    no_new, profile = False, None
+    for text in texts:
+        name, _, value = text.replace(":", "=", 1).partition("=")
+        if name == "no-new-privileges" and value in {"", "true", "false"}:
+            no_new = value != "false"
+        elif name == "seccomp" and value == "unconfined":
+            profile = {}
+        elif name == "seccomp" and value:
+            try:
+                profile = parse_profile(Path(value).read_bytes(), value)
+            except OSError as error:
+                raise ConfigError(f"opening seccomp profile ({value}) failed: {error.strerror}") from None
+        else:
+            raise ConfigError(
+                f"Invalid --security-opt: {text!r}; there are no-new-privileges and seccomp=FILE|unconfined"
+            )
+    return no_new, profile

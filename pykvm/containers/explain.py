@@ -1,0 +1,30 @@
+"""The steps of a container's making, as the agent reports them, in lines."""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["step_line"]
+
+
+def step_line(step: Mapping[str, Any]) -> str:
+    """One step: its number, how long it took, who did it, the call and what it did to the container.
+
+    ::
+
+          12   1.482 ms  agent      mount         overlay → /run/…/root lowerdir=…  = 0
+    """
+    result = int(step.get("result") or 0)
+    said = f"= {result}"
+    if result < 0:
+        said = f"= -1 {errno.errorcode.get(-result, str(-result))}"
+    line = (
+        f"{int(step.get('n') or 0):4} {int(step.get('ns') or 0) / 1e6:9.3f} ms  {step.get('who', '')!s:<9}  "
+        f"{step.get('call', '')!s:<13} {step.get('detail', '')}  {said}"
+    )
+    effect = str(step.get("effect") or "")
+    return f"{line}\n{'':<19}      {effect}" if effect else line

@@ -1,0 +1,14 @@
+"""How large a machine for containers is."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+__all__ = ["GuestOptions"]
+
+
+class GuestOptions(NamedTuple):
+    """`memory` is a size; where containers have no disk, what they write is in it as well."""
+
+    memory: str = "512M"
+    vcpus: int = 1

@@ -1,0 +1,244 @@
+"""What a container stands on, from its process down to the host, gathered and drawn.
+
+::
+
+    container process → overlay layers → namespaces → cgroup → guest kernel → machine → host
+
+The agent tells what the guest's kernel says (`info`); the host adds what it knows of layers and machine.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pykvm.containers.layer_disk import partition_name
+from pykvm.containers.layer_files import LayerFile
+from pykvm.containers.listing import stats_of
+from pykvm.containers.views import layer_rows, short, size
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pykvm.containers.documents import Image
+    from pykvm.containers.records import Record
+    from pykvm.containers.store import ImageStore
+
+__all__ = ["drawn", "stack_of", "which_layer"]
+
+_NAMESPACES = "user mnt pid net ipc uts cgroup time".split()
+_LIMITS = {
+    "memory.max": "memory",
+    "memory.swap.max": "swap",
+    "pids.max": "pids",
+    "cpu.max": "cpu",
+    "cpu.weight": "cpu weight",
+    "cpuset.cpus": "cpus",
+    "io.max": "io",
+}
+
+
+def host_namespaces() -> dict[str, int]:
+    """The inode numbers of this process' own namespaces."""
+    found = {}
+    for name in _NAMESPACES:
+        try:
+            found[name] = Path(f"/proc/self/ns/{name}").stat().st_ino
+        except OSError:
+            continue
+    return found
+
+
+def stack_of(
+    store: ImageStore,
+    image: Image,
+    record: Record,
+    config: Mapping[str, Any],
+    info: Mapping[str, Any] | None,
+    machine: Mapping[str, Any],
+) -> dict[str, Any]:
+    """All of it as plain values; `info` and what follows from it is missing where the container has ended.
+
+    `machine` is what the machine says of itself (pykvm.registry).
+    """
+    found: dict[str, Any] = {
+        "container": {
+            "id": record.id,
+            "name": record.name,
+            "state": record.state,
+            "args": config["process"]["args"],
+        },
+        "layers": _layers(store, image, record, info),
+    }
+    if info is not None:
+        files = info.get("files") or {}
+        found["container"] |= {"guest_pid": info.get("pid"), "status": _status(str(info.get("status") or ""))}
+        host = host_namespaces()
+        inside, guest = info.get("namespaces") or {}, info.get("guest") or {}
+        found["namespaces"] = [
+            {"name": name, "container": inside.get(name), "guest": guest.get(name), "host": host.get(name)}
+            for name in _NAMESPACES
+            if name in inside
+        ]
+        found["id_map"] = {"uid": info.get("uid_map"), "gid": info.get("gid_map")}
+        found["cgroup"] = {
+            "path": info.get("cgroup"),
+            "limits": {
+                word: str(files[name]).strip()
+                for name, word in _LIMITS.items()
+                if str(files.get(name) or "").strip()
+            },
+            "usage": stats_of(None, {"files": files, "at_ns": 0}),
+        }
+        found["mounts"] = _mounts(str(info.get("mounts") or ""))
+    found["machine"] = {
+        "name": record.vm,
+        "pid": machine.get("pid"),
+        "vcpus": machine.get("vcpus"),
+        "memory_bytes": machine.get("memory_bytes"),
+        "guest_kernel": machine.get("kernel"),
+    }
+    found["host"] = {"kernel": platform.release(), "node": platform.node(), "pid": os.getpid()}
+    return found
+
+
+def _layers(
+    store: ImageStore, image: Image, record: Record, info: Mapping[str, Any] | None
+) -> list[dict[str, Any]]:
+    """From the top: what the container writes to, then the image's layers, highest first."""
+    in_guest = {str(one.get("name")): one for one in (info or {}).get("layers") or []}
+    found: list[dict[str, Any]] = []
+    history = [step for step in image.settings.get("history") or [] if not step.get("empty_layer")]
+    for at, (row, key) in enumerate(zip(layer_rows(store, image), record.layers, strict=True)):
+        path = store.root / "erofs" / f"{key.removeprefix('sha256:')}.erofs"
+        name = partition_name(LayerFile(key, key, path, 0))
+        there = in_guest.get(name) or {}
+        found.append(
+            {
+                "kind": "image layer",
+                "diff_id": row["diff_id"],
+                "size_bytes": row["size_bytes"],
+                "created_by": str(history[at].get("created_by", "")) if at < len(history) else "",
+                "host_path": str(path),
+                "guest_device": there.get("device"),
+                "guest_path": there.get("path"),
+            }
+        )
+    found.reverse()
+    return [
+        {"kind": "upper", "guest_path": (info or {}).get("upper"), "root": (info or {}).get("rootfs")},
+        *found,
+    ]
+
+
+def _status(text: str) -> dict[str, str]:
+    """What /proc/PID/status says of rights."""
+    wanted = "Name Uid Gid NSpid CapBnd CapEff NoNewPrivs Seccomp Threads VmRSS".split()
+    pairs = (line.partition(":") for line in text.splitlines())
+    return {name: value.strip() for name, _, value in pairs if name in wanted}
+
+
+def _mounts(text: str) -> list[dict[str, str]]:
+    """/proc/PID/mountinfo: where, what, how."""
+    found = []
+    for line in text.splitlines():
+        left, _, right = line.partition(" - ")
+        words, kind = left.split(), right.split()
+        if len(words) >= 6 and len(kind) >= 2:
+            found.append(
+                {"target": _unescaped(words[4]), "type": kind[0], "source": kind[1], "options": words[5]}
+            )
+    return found
+
+
+def _unescaped(text: str) -> str:
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
+
+
+def drawn(stack: Mapping[str, Any]) -> str:
+    """The stack in lines, the container's process on top."""
+    lines: list[str] = []
+    container = stack["container"]
+    status = container.get("status") or {}
+    pid = f"pid {container['guest_pid']} in the guest" if container.get("guest_pid") else container["state"]
+    pids = status.get("NSpid", "").split()
+    inside = f", {pids[-1]} in the container" if len(pids) > 1 else ""
+    _box(lines, f"container {container['name']}", f"{' '.join(container['args'])}   ({pid}{inside})")
+    for name, word in (
+        ("CapEff", "capabilities"),
+        ("Seccomp", "seccomp mode"),
+        ("NoNewPrivs", "no new privileges"),
+    ):
+        if name in status:
+            lines.append(f"│    {word:<18} {status[name]}")
+    _draw_layers(lines, stack["layers"])
+    if "namespaces" in stack:
+        _draw_namespaces(lines, stack)
+        _draw_cgroup(lines, stack["cgroup"])
+    machine, host = stack["machine"], stack["host"]
+    _box(lines, "guest kernel", f"Linux {machine['guest_kernel'] or '?'}")
+    memory = f"{int(machine['memory_bytes']) >> 20} MiB" if machine.get("memory_bytes") else "?"
+    process = f"process {machine['pid']} of the host" if machine.get("pid") else "not running"
+    _box(lines, f"machine {machine['name']}", f"{machine['vcpus'] or '?'} vCPU, {memory}, {process}")
+    _box(lines, "host", f"Linux {host['kernel']} on {host['node']}")
+    lines.append("└─")
+    return "\n".join(lines)
+
+
+def _box(lines: list[str], name: str, text: str) -> None:
+    lines.append(f"{'├' if lines else '┌'}─ {name}: {text}")
+
+
+def _draw_layers(lines: list[str], layers: list[Mapping[str, Any]]) -> None:
+    upper, *rest = layers
+    _box(lines, "overlay", upper.get("root") or "its layers, from the top")
+    lines.append(f"│    {'upper':<14} {'':>9}  {upper.get('guest_path') or 'kept in upper.tar'}")
+    for layer in rest:
+        place = layer["host_path"]
+        if layer.get("guest_device"):
+            place = f"{layer['guest_device']} {layer.get('guest_path') or ''}".strip() + f" ← {place}"
+        lines.append(f"│    {short(layer['diff_id']):<14} {size(layer['size_bytes']):>9}  {place}")
+        if layer["created_by"]:
+            lines.append(f"│    {'':<14} {'':>9}  {layer['created_by'][:80]}")
+
+
+def _draw_namespaces(lines: list[str], stack: Mapping[str, Any]) -> None:
+    _box(lines, "namespaces", "inode numbers in the container, the guest, the host")
+    for one in stack["namespaces"]:
+        same = "shared with the guest" if one["container"] == one["guest"] else "its own"
+        lines.append(
+            f"│    {one['name']:<8} {one['container']!s:<12} {one['guest']!s:<12} {one['host']!s:<12} {same}"
+        )
+    mapped = " ".join(str(stack["id_map"].get("uid") or "").split())
+    if mapped:
+        lines.append(f"│    user ids {mapped}   (in the container, in the guest, how many)")
+
+
+def _draw_cgroup(lines: list[str], cgroup: Mapping[str, Any]) -> None:
+    usage = cgroup["usage"]
+    _box(lines, "cgroup", str(cgroup["path"]))
+    for word, text in cgroup["limits"].items():
+        lines.append(f"│    limit {word:<12} {text}")
+    lines.append(
+        f"│    uses {size(max(usage['memory_bytes'], 0))} of memory, {usage['pids']} processes, "
+        f"{usage['cpu_us'] / 1e6:.3f} s of CPU"
+    )
+    lines.append(
+        f"│    throttled {usage['throttled']} times ({usage['throttled_us'] / 1e6:.3f} s), "
+        f"{usage['oom_kills']} killed for memory"
+    )
+
+
+def which_layer(answer: Mapping[str, Any], record: Record) -> tuple[str, list[tuple[str, str]]]:
+    """Where a path comes from, and what every layer says of it, from the top: ("upper" or a key, kind)."""
+    said = [("upper", str(answer.get("upper") or "absent"))]
+    said += list(zip(record.layers, map(str, answer.get("layers") or []), strict=False))[::-1]
+    for name, kind in said:
+        if kind == "whiteout":
+            return "", said
+        if kind != "absent":
+            return name, said
+    return "", said
