@@ -22,6 +22,8 @@ from pykvm.errors import ImageError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from _typeshed import WriteableBuffer
+
     from pykvm.containers.calls import AgentClient
     from pykvm.containers.documents import Image
     from pykvm.containers.records import ContainerStore, Record
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["buffered", "changes_of", "export_ended", "upper_of", "write_layer"]
 
+_CHUNK = 1 << 18
 _OURS = frozenset({"etc/hosts", "etc/hostname", "etc/resolv.conf"})
 _MOUNT_POINTS = frozenset({"dev", "proc", "sys", "dev/pts", "dev/shm", "dev/mqueue", "dev/console"})
 
@@ -57,8 +60,24 @@ def upper_of(
 
 
 def buffered(file: IO[bytes]) -> io.BufferedReader:
-    """A reader of what a LayerReader takes."""
-    return io.BufferedReader(file)  # type: ignore[arg-type]  # a file is what it wants
+    """A reader of what a LayerReader takes; the file stays open when it goes."""
+    return io.BufferedReader(_Lent(file), _CHUNK)
+
+
+class _Lent(io.RawIOBase):
+    """A file that is somebody else's to close."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer, /) -> int:
+        view = memoryview(buffer).cast("B")
+        data = self._file.read(len(view))
+        view[: len(data)] = data
+        return len(data)
 
 
 def _reader(upper: IO[bytes], record: Record) -> LayerReader:

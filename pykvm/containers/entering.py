@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pykvm.containers.running import user_of
 from pykvm.containers.seccomp import compile_filter
+from pykvm.containers.service import for_agent
 from pykvm.errors import PykvmError
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def entry_request(
         process["cwd"] = cwd
     request: dict[str, Any] = {
         "name": record.short,
-        "process": process,
+        "process": for_agent(process),
         "stdin": bool(given.get("interactive")),
     }
     if profile := config["linux"].get("seccomp"):

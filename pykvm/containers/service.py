@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Mapping, Sequence
 
-__all__ = ["Service", "failure_status", "save_tar"]
+__all__ = ["Service", "failure_status", "for_agent", "save_tar"]
 
 _START_S = 60.0
 _END_S = 20.0
@@ -262,6 +262,7 @@ def save_tar(client: AgentClient, file: Any, op: str, **words: Any) -> None:
 def _creation(store: ContainerStore, record: Record, *, explain: bool) -> dict[str, Any]:
     """The agent's `create` for a container."""
     config = store.config(record)
+    config["process"] = for_agent(config["process"])
     profile = config["linux"].pop("seccomp", None)
     found: dict[str, Any] = {
         "name": record.short,
@@ -277,6 +278,15 @@ def _creation(store: ContainerStore, record: Record, *, explain: bool) -> dict[s
     if profile:
         found["seccomp"] = compile_filter(profile).hex()
     return found
+
+
+def for_agent(process: Mapping[str, Any]) -> dict[str, Any]:
+    """OCI's process with numbers that have a sign: no limit is -1."""
+    limits = [
+        {key: value if isinstance(value, str) or value < 1 << 63 else -1 for key, value in one.items()}
+        for one in process["rlimits"]
+    ]
+    return {**process, "rlimits": limits}
 
 
 def _network(record: Record) -> dict[str, Any]:
