@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 from contextlib import ExitStack
@@ -41,7 +42,9 @@ _RESCAN_S = 10.0
 class ContainerGuest:
     """The machine, loaded; run() it. close() takes all of it apart."""
 
-    def __init__(self, kit: Kit, options: GuestOptions, vsock: Path, layers: Sequence[LayerFile]) -> None:
+    def __init__(
+        self, name: str, kit: Kit, options: GuestOptions, vsock: Path, layers: Sequence[LayerFile]
+    ) -> None:
         """`vsock` is the path of the agent's socket. Raises PykvmError in one line."""
         from pykvm.containers.guest_boot import load_agent  # noqa: PLC0415 - it brings the initramfs' parts
         from pykvm.devices.virtio.block import Block  # noqa: PLC0415 - needed only here
@@ -49,12 +52,14 @@ class ContainerGuest:
 
         self._vsock = vsock
         with ExitStack() as stack:
-            self.machine = stack.enter_context(Machine(memory=options.memory, vcpus=options.vcpus))
+            self.machine = stack.enter_context(
+                Machine(memory=options.memory, vcpus=options.vcpus, console=_log)
+            )
             self.disk = LayerDisk(layers)
             self._block = Block(self.disk, serial="layers")
             self.machine.virtio.add(self._block)
             self.machine.virtio.add(Vsock(_CID, vsock))
-            load_agent(self.machine, kit, options)
+            load_agent(self.machine, kit, name)
             self._stack = stack.pop_all()
 
     def __enter__(self) -> Self:
@@ -85,6 +90,11 @@ class ContainerGuest:
 
     def _known(self, client: AgentClient) -> set[str]:
         return set(client.ask("rescan", _RESCAN_S).get("layers") or [])
+
+
+def _log(data: bytes) -> None:
+    """What the guest's kernel prints goes where the process' own words go."""
+    os.write(1, data)
 
 
 def connect_agent(path: str | Path, limit_s: float = _CONNECT_S) -> AgentClient:

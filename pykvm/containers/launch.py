@@ -20,8 +20,10 @@ from pykvm.registry import NotRunningError, Room
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Sequence
 
     from pykvm.containers.guest_options import GuestOptions
+    from pykvm.containers.layer_files import LayerFile
     from pykvm.containers.records import Record
 
 __all__ = ["agent_of", "ensure_machine", "machine_cpus", "reach", "started_of"]
@@ -69,8 +71,13 @@ def agent_of(room: Room, record: Record) -> AgentClient:
             raise AgentGoneError(f"container {record.name}: machine {record.vm}: {error}") from None
 
 
-def ensure_machine(room: Room, name: str, options: GuestOptions, root: Path) -> None:
-    """Have a machine of that name. Raises PykvmError with what it said if it did not start."""
+def ensure_machine(
+    room: Room, name: str, options: GuestOptions, root: Path, layers: Sequence[LayerFile]
+) -> None:
+    """Have a machine of that name, a new one with these layers on its disk from the beginning.
+
+    Raises PykvmError with what it said if it did not start.
+    """
     if room.is_running(name):
         return
     from pykvm.lab.store import Store  # noqa: PLC0415 - only who starts one pays
@@ -82,7 +89,7 @@ def ensure_machine(room: Room, name: str, options: GuestOptions, root: Path) -> 
         try:
             os.close(receive)
             if os.fork() == 0:
-                _own(name, options, root, parts, send)
+                _own(name, options, root, parts, layers, send)
         finally:
             os._exit(0)
     os.close(send)
@@ -104,12 +111,14 @@ def _log(root: Path, name: str) -> Path:
     return root / "machines" / f"{name}.log"
 
 
-def _own(name: str, options: GuestOptions, root: Path, parts: Any, told: int) -> NoReturn:
+def _own(
+    name: str, options: GuestOptions, root: Path, parts: Any, layers: Sequence[LayerFile], told: int
+) -> NoReturn:
     """The process of the machine, from its first step to its last."""
     status = 1
     try:
         _leave(_log(root, name), told)
-        _serve(name, options, parts, told)
+        _serve(name, options, parts, layers, told)
         status = 0
     except PykvmError as error:
         _tell(told, " ".join(str(error).split()))
@@ -151,14 +160,14 @@ def _tell(told: int, line: str) -> None:
         pass  # who started it has gone; the log has it
 
 
-def _serve(name: str, options: GuestOptions, parts: Any, told: int) -> None:
+def _serve(name: str, options: GuestOptions, parts: Any, layers: Sequence[LayerFile], told: int) -> None:
     from pykvm.containers.guest import ContainerGuest, connect_agent  # noqa: PLC0415 - the daemon alone pays
     from pykvm.containers.service import Service  # noqa: PLC0415 - as above
     from pykvm.control import Control  # noqa: PLC0415 - as above
 
     with Room() as room, room.opened() as folder, room.enter(name) as seat:
         vsock = Path(f"/proc/self/fd/{folder}/{name}{_VSOCK}")
-        with ContainerGuest(parts, options, vsock, ()) as guest:
+        with ContainerGuest(name, parts, options, vsock, layers) as guest:
             machine, spec = guest.machine, guest.machine.spec
             seat.tell({"image": "containers", "vcpus": spec.vcpus, "memory_bytes": spec.memory_bytes})
             service = Service(name, seat.started_ns, guest.add_layers, machine.stop)

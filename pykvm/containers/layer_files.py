@@ -9,15 +9,17 @@ from pykvm.containers.blobs import write_whole
 from pykvm.containers.erofs import write_erofs
 from pykvm.containers.progress import silent
 from pykvm.containers.tree import FileTree
+from pykvm.errors import ImageError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from pykvm.containers.documents import Image
     from pykvm.containers.progress import Progress
+    from pykvm.containers.records import ContainerStore, Record
     from pykvm.containers.store import ImageStore
 
-__all__ = ["LayerFile", "layer_files"]
+__all__ = ["LayerFile", "files_of", "layer_files"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,18 @@ def layer_files(store: ImageStore, image: Image, progress: Progress = silent) ->
             size = path.stat().st_size
             progress(f"erofs {diff_id.removeprefix('sha256:')[:12]}", size, size)
             found.append(LayerFile(key, diff_id, path, size))
+    return found
+
+
+def files_of(containers: ContainerStore, record: Record) -> list[LayerFile]:
+    """The layers' files of a container that has been made, lowest first. Raises ImageError if one is gone."""
+    found = []
+    for key in record.layers:
+        path = containers.root.parent / "erofs" / f"{key.removeprefix('sha256:')}.erofs"
+        try:
+            found.append(LayerFile(key, key, path, path.stat().st_size))
+        except OSError as error:
+            raise ImageError(f"{path}: {error.strerror}; run the container anew") from None
     return found
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pykvm.containers.busybox import BUSYBOX, add_busybox
 from pykvm.containers.launch import ensure_machine, reach, started_of
-from pykvm.containers.layer_files import layer_files
+from pykvm.containers.layer_files import files_of, layer_files
 from pykvm.containers.names import parse_name
 from pykvm.containers.oci_config import Place, command_of, oci_config
 from pykvm.containers.progress import silent
@@ -154,7 +154,7 @@ def start_container(
     explain: bool,
 ) -> socket.socket:
     """Have its machine start it; the connection on which its service tells of it. Raises PykvmError."""
-    ensure_machine(room, record.vm, options, containers.root.parent)
+    ensure_machine(room, record.vm, options, containers.root.parent, files_of(containers, record))
     containers.set(record.id, vm_started_ns=started_of(room, record.vm) or 0)
     link = reach(room, record.vm)
     link.settimeout(None)

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from pykvm.containers.blobs import write_whole
 from pykvm.containers.calls import AgentClient, AgentError, AgentGoneError, Call, Data
-from pykvm.containers.layer_files import LayerFile
+from pykvm.containers.layer_files import LayerFile, files_of
 from pykvm.containers.logs import LogWriter
 from pykvm.containers.records import ContainerStore, NoContainerError, Record
 from pykvm.containers.seccomp import compile_filter
@@ -184,7 +184,7 @@ class Service:
             raise AgentGoneError(f"machine {self._vm}: {self._why or 'its agent does not answer'}")
         client = self._client
         with self._growing:
-            self._add_layers(client, _files(store, record))
+            self._add_layers(client, files_of(store, record))
         log = LogWriter(store.folder(record) / "log")
         try:
             call = client.open("create", **_creation(store, record, explain=explain))
@@ -305,18 +305,6 @@ def _etc_files(hostname: str, address: str) -> list[dict[str, Any]]:
     own = f"{address or '127.0.1.1'}\t{hostname}\n"
     texts = {"/etc/hosts": hosts + own, "/etc/hostname": f"{hostname}\n", "/etc/resolv.conf": ""}
     return [{"path": path, "text": text, "mode": 0o644} for path, text in texts.items()]
-
-
-def _files(store: ContainerStore, record: Record) -> list[LayerFile]:
-    folder = store.root.parent / "erofs"
-    found = []
-    for key in record.layers:
-        path = folder / f"{key.removeprefix('sha256:')}.erofs"
-        try:
-            found.append(LayerFile(key, key, path, path.stat().st_size))
-        except OSError as error:
-            raise PykvmError(f"{path}: {error.strerror}; run the container anew") from None
-    return found
 
 
 def _follow(call: Call, viewer: _Viewer, log: LogWriter, *, is_tty: bool) -> dict[str, Any]:

@@ -1,0 +1,37 @@
+"""Loads a machine for containers: the kernel, and an initramfs whose first process is the agent."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pykvm.errors import ImageNotFoundError
+from pykvm.guests import built_folder
+from pykvm.linux.command import CMDLINE
+from pykvm.linux.initramfs import Job, build_initramfs
+
+if TYPE_CHECKING:
+    from pykvm.linux.kit import Kit
+    from pykvm.machine import Machine
+
+__all__ = ["load_agent"]
+
+_MODULES = (
+    "virtio_mmio",
+    "virtio_blk",
+    "vmw_vsock_virtio_transport",
+    "erofs",
+    "overlay",
+    "veth",
+    "bridge",
+)
+
+
+def load_agent(machine: Machine, kit: Kit, name: str) -> None:
+    """Load it; its devices are there. Raises LabError, ImageError, ImageNotFoundError."""
+    agent = built_folder() / "agent"
+    if not agent.exists():
+        raise ImageNotFoundError("the agent of guests with containers has not been built; run `make guests`")
+    job = Job()
+    job.add("name", name)
+    initrd = build_initramfs(kit._replace(init=agent), job, _MODULES)
+    machine.load(kit.vmlinux, initrd=initrd, cmdline=f"{CMDLINE} quiet")
