@@ -41,9 +41,8 @@ class _Lazy(click.Group):
             return None
         from importlib import import_module
 
-        found: click.Command = getattr(
-            import_module(f"pykvm.cli.{_COMMANDS[cmd_name]}"), f"{cmd_name}_command"
-        )
+        module = import_module(f"pykvm.cli.{_COMMANDS[cmd_name]}")
+        found: click.Command = getattr(module, f"{cmd_name.replace('-', '_')}_command")
         return found
 
 

@@ -49,15 +49,13 @@ def unpack(tar: IO[bytes], where: Path, *, rename: str | None = None, contents: 
         elif member.kind is Kind.FILE:
             _file(path, member.mode, reader.data(member))
         elif member.kind is Kind.SYMLINK:
-            with suppress(FileNotFoundError):
-                path.unlink()
+            _clear(path)
             path.symlink_to(member.target)
         elif member.kind is Kind.HARD_LINK:
             inside = member.target.partition("/")[2]
             links.append((path, where / inside if contents else where / (rename or top) / inside))
     for path, target in links:
-        with suppress(FileNotFoundError):
-            path.unlink()
+        _clear(path)
         os.link(target, path, follow_symlinks=False)
 
 
@@ -69,11 +67,16 @@ def _folder(path: Path, mode: int) -> None:
         path.chmod(mode & 0o777 | 0o700)
 
 
-def _file(path: Path, mode: int, data: IO[bytes]) -> None:
+def _clear(path: Path) -> None:
+    """Make room for a file or link."""
     if path.is_dir() and not path.is_symlink():
         raise ConfigError(f"cannot overwrite directory {str(path)!r} with non-directory")
     with suppress(FileNotFoundError):
         path.unlink()
+
+
+def _file(path: Path, mode: int, data: IO[bytes]) -> None:
+    _clear(path)
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     with os.fdopen(fd, "wb") as file:
         while piece := data.read(_CHUNK):

@@ -75,10 +75,8 @@ def stack_of(
     }
     if info is not None:
         files = info.get("files") or {}
-        found["container"] |= {
-            "guest_pid": info.get("pid"),
-            "status": _status(str(info.get("process") or "")),
-        }
+        status = _status(str(info.get("process") or ""))
+        found["container"] |= {"guest_pid": info.get("pid"), "status": status}
         host = host_namespaces()
         inside, guest = info.get("namespaces") or {}, info.get("guest") or {}
         found["namespaces"] = [

@@ -92,12 +92,12 @@ def test_a_line_of_ps_and_inspect_say_what_the_record_says() -> None:
         "web",
         "lab",
     ]
-    running = replace(RECORD, state="running", started_ns=NOW - 5 * 10**9, ports=[["0.0.0.0", 80, 8080]])
+    running = replace(RECORD, state="running", started_ns=NOW - 5 * 10**9, ports=[["1.2.3.4", 80, 8080]])
     assert listing.state_text(running, NOW) == "Up 5 seconds"
     assert listing.state_text(replace(running, state="paused"), NOW) == "Up 5 seconds (Paused)"
     ended = replace(RECORD, state="exited", status=137, finished_ns=NOW - 61 * 10**9, oom_kills=1)
     assert listing.state_text(ended, NOW) == "Exited (137) About a minute ago"
-    assert listing.ps_row(running, whole=True, now_ns=NOW)[5] == "0.0.0.0:80->8080/tcp"
+    assert listing.ps_row(running, whole=True, now_ns=NOW)[5] == "1.2.3.4:80->8080/tcp"
     config = oci_config({"Cmd": ["a", "b"]}, RunOptions(), User(0, 0, (), ""), Place(RECORD.id, 0, (6, 1)))
     found = listing.inspect(ended, config)
     assert (found["Path"], found["Args"], found["State"]["OOMKilled"]) == ("a", ["b"], True)
@@ -108,7 +108,8 @@ def test_a_line_of_ps_and_inspect_say_what_the_record_says() -> None:
 
 FILES = {
     "cpu.stat": "usage_usec 1500000\nnr_throttled 3\nthrottled_usec 250000\n",
-    "memory.current": "20971520\n", "memory.max": "33554432\n", "memory.stat": "anon 5\ninactive_file 1048576\n",
+    "memory.current": "20971520\n", "memory.max": "33554432\n",
+    "memory.stat": "anon 5\ninactive_file 1048576\n",
     "memory.events": "oom 1\noom_kill 2\n", "pids.current": "4\n", "pids.max": "max\n",
     "io.stat": "254:0 rbytes=4096 wbytes=10 rios=1\n254:16 rbytes=1 wbytes=2\n",
     "net.dev": "Inter-|\n face |\n  lo: 9 0 0 0 0 0 0 0 9 0\neth0: 100 1 0 0 0 0 0 0 200 1\n",
@@ -132,7 +133,7 @@ def test_figures_come_from_the_kernels_own_files() -> None:
 
 
 def test_top_lists_processes() -> None:
-    """A name with brackets and spaces; the container's root is root; without arguments it stands in brackets."""
+    """A name with brackets and spaces; the container's root is root; without arguments it has brackets."""
     stat = "77 (a (b) c) S 1 77 77 34816 0 0 0 0 0 0 150 50 0 0 20 0 1 0 1000 0 0"
     processes = [
         {"pid": 77, "stat": stat, "status": "Name: a\nUid:\t100000\t0\n", "cmdline": "sleep\x0010\0"},
@@ -151,8 +152,10 @@ def test_the_stack_is_drawn_from_process_to_host(tmp_path: Path) -> None:
     config = oci_config({"Cmd": ["httpd"]}, RunOptions(), User(0, 0, (), ""), Place(record.id, 0, (6, 1)))
     info = {
         "pid": 77, "namespaces": {"mnt": 11, "net": 5}, "guest": {"mnt": 10, "net": 5}, "cgroup": "/pykvm/x",
-        "files": FILES, "mounts": "1 0 0:1 / /a\\040b rw shared:1 - tmpfs t rw\n", "uid_map": "0 100000 65536\n",
-        "process": "Name:\thttpd\nNSpid:\t77\t1\nSeccomp:\t2\nCapEff:\t00000000a80425fb\n", "rootfs": "/run/r",
+        "files": FILES, "uid_map": "0 100000 65536\n",
+        "mounts": "1 0 0:1 / /a\\040b rw shared:1 - tmpfs t rw\n",
+        "process": "Name:\thttpd\nNSpid:\t77\t1\nSeccomp:\t2\nCapEff:\t00000000a80425fb\n",
+        "rootfs": "/run/r",
         "upper": "/run/u", "layers": [{"name": key[7:39], "path": "/run/l", "device": "vda1"}],
     }  # fmt: skip
     machine = {"pid": 4, "vcpus": 1, "memory_bytes": 1 << 29, "kernel": "6.1.0-x"}
@@ -234,18 +237,19 @@ def test_copies_keep_within_their_target(tmp_path: Path) -> None:
         where = tmp_path / name
         where.mkdir()
         tar.seek(0)
-        unpack(tar, where, **options)  # type: ignore[arg-type]
+        unpack(tar, where, **options)
         top = {"one": where / "src", "two": where / "other", "three": where}[name]
         assert (top / "d" / "f").read_bytes() == b"1" * 5000
         assert (top / "d" / "h").samefile(top / "d" / "f")
         assert (top / "d" / "l").readlink() == Path("/etc/passwd")
     for hostile in (
-        layer(entry("a", kind=DIR), entry("a/../../x", b"1")),
+        layer(entry("b", kind=DIR), entry("b/../../x", b"1")),
         layer(entry("/x", b"1")),
         layer(entry("a", kind=SYMLINK, linkname="/tmp"), entry("a/x", b"1")),  # noqa: S108 - hostile
     ):
         with pytest.raises(ImageError):
             unpack(io.BytesIO(hostile), tmp_path / "one")
+        assert not (tmp_path / "x").exists()
     (tmp_path / "one" / "src2").mkdir()
     with pytest.raises(ConfigError, match="cannot overwrite"):
         unpack(io.BytesIO(layer(entry("src2", b"1"))), tmp_path / "one")
