@@ -18,6 +18,7 @@ from pykvm.bus import Bus
 from pykvm.call_rings import CallRings
 from pykvm.console import Console
 from pykvm.console_input import ConsoleInput
+from pykvm.cpu_features import parse_features
 from pykvm.cpuid import policy
 from pykvm.errors import ConfigError, ImageNotFoundError
 from pykvm.exits import HypercallExit
@@ -380,6 +381,7 @@ class Machine:
             vcpus=spec.vcpus,
             irqchip=spec.has_irqchip,
             vendor=spec.vendor,
+            features=parse_features(spec.cpu),
         )
         vcpu.set_cpuid(rows)
         vcpu.share(self._shared)

@@ -58,6 +58,7 @@ _MACHINE = (
     "irqchip",
     "unclaimed",
     "vendor",
+    "cpu",
     "trace",
     "drop_records",
     "transport",

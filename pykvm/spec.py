@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Self
 
+from pykvm.cpu_features import parse_features
 from pykvm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ class MachineSpec:
 
     `memory_bytes` of RAM; `irqchip` None means: where it is needed (several vCPUs, the testdev board).
     `unclaimed` is "stop" or "float". `trace` keeps a record of every exit, with cr3 and cpl.
+    `cpu` has features to add or take away, as in "+avx2,-smap".
     `drop_records`: where records come faster than they are read, lose some and count them, not the time.
     `transport` is one of TRANSPORTS: offer the guest that one alone for its hypercalls; None: all there are.
     """
@@ -34,6 +36,7 @@ class MachineSpec:
     trace: bool = False
     drop_records: bool = False
     vendor: str | None = None
+    cpu: str = ""
     transport: str | None = None
 
     @property
@@ -63,6 +66,7 @@ class MachineSpec:
             raise ConfigError(f"{self.vcpus} vCPUs: a machine has at least 1")
         if self.vendor not in (None, "intel", "amd"):
             raise ConfigError(f"vendor={self.vendor!r}: it is 'intel' or 'amd', or None for the host's own")
+        parse_features(self.cpu)
         if self.transport not in (None, *TRANSPORTS):
             raise ConfigError(f"transport={self.transport!r}: it is one of {', '.join(TRANSPORTS)}")
         if self.transport and self.board != "pykvm":

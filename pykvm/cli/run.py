@@ -137,6 +137,12 @@ _OPTIONS = [
         "--cpu-vendor", "vendor", type=click.Choice(["intel", "amd"]), help="Vendor that CPUID names."
     ),
     click.option(
+        "--cpu",
+        metavar="±NAME[,±NAME]...",
+        help="Features of the guest's CPU to add or to take away, as in +pdpe1gb,-avx2; "
+        "the names are those of /proc/cpuinfo.",
+    ),
+    click.option(
         "--unclaimed",
         type=click.Choice(["stop", "float"]),
         help="I/O where no device answers: end the run, or read all ones.  [default: stop]",

@@ -6,12 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pykvm.cpuid import policy
+from pykvm.cpu_features import parse_features
+from pykvm.cpuid import RULES, policy
+from pykvm.errors import ConfigError
 
 Row = tuple[int, ...]
 FUNCTION, INDEX, FLAGS, EAX, EBX, ECX, EDX = range(7)
 HYPERVISOR, TSC_DEADLINE, X2APIC, HTT = 1 << 31, 1 << 24, 1 << 21, 1 << 28
-OWN_LEAVES = {0, 1, 0xA, 0xB, 0x1F, 0x80000000, 0x8000001E}
+OWN_LEAVES = {0, 0x80000000} | {rule.function for rule in RULES}
 
 words = st.integers(0, (1 << 32) - 1)
 rows = st.tuples(words, words, words, words, words, words, words)
@@ -19,16 +21,20 @@ rows = st.tuples(words, words, words, words, words, words, words)
 HOST: list[Row] = [
     (0, 0, 0, 0x16, 0x756E6547, 0x6C65746E, 0x49656E69),
     (1, 0, 0, 0x306A9, 0xFF000800, 0, 0x178BFBFF),
-    (4, 0, 1, 1, 2, 3, 4),
-    (4, 1, 1, 5, 6, 7, 8),
+    (4, 0, 1, 0x1C00_4121, 2, 3, 4),
+    (4, 1, 1, 0x1C03_C163, 6, 7, 8),
+    (4, 2, 1, 0, 6, 7, 8),
     (7, 0, 1, 0, 9, 10, 11),
     (0xA, 0, 0, 0x7300403, 0, 0, 0x603),
     (0xB, 0, 1, 99, 99, 99, 99),
     (0xB, 1, 1, 99, 99, 99, 99),
     (0xB, 2, 1, 99, 99, 99, 99),
     (0x80000000, 0, 0, 0x80000008, 0x756E6547, 0x6C65746E, 0x49656E69),
+    (0x80000001, 0, 0, 0, 0, 0x121, 0x2C100800),
+    (0x80000008, 0, 0, 0x3028, 0, 0x3007, 0),
     (0x8000001E, 0, 0, 99, 99, 99, 99),
     (0x40000000, 0, 0, 0x40000001, 0x4B4D564B, 0x564B4D56, 0x4D),
+    (0x40000001, 0, 0, 0x0100_7EFB, 0, 0, 0),
 ]
 
 
@@ -118,3 +124,56 @@ def test_all_other_leaves_pass_unchanged_and_in_order(
     for ours, theirs in zip(found, host, strict=True):
         assert ours[FUNCTION] in OWN_LEAVES or ours == theirs
         assert all(0 <= word < 1 << 32 for word in ours)
+
+
+def test_each_rule_says_why() -> None:
+    """Once each: two rules never take the same bits of one place."""
+    taken: set[tuple[int, int | None, int, int]] = set()
+    for rule in RULES:
+        assert rule.why
+        for bit in range(32):
+            if rule.mask >> bit & 1:
+                place = (rule.function, rule.subleaf, rule.register, bit)
+                assert place not in taken
+                taken.add(place)
+
+
+def test_caches_and_amd_s_cores_are_counted_for_this_machine() -> None:
+    """Levels 1 and 2 are a core's own, level 3 everybody's; AMD's leaves only where the CPU is one."""
+    first, last, end = (told(4, index, vcpus=4)[EAX] for index in range(3))
+    assert (first >> 26, first >> 14 & 0xFFF) == (3, 0)
+    assert (last >> 26, last >> 14 & 0xFFF) == (3, 3)
+    assert end == 0
+    assert first & 0x3FFF == 0x0121
+    assert told(0x80000008, vcpus=4)[ECX] == 0x3007
+    assert told(0x80000008, vcpus=4, vendor="amd")[ECX] == 0x2003
+    assert told(0x80000001, vcpus=4, vendor="amd")[ECX] == 0x123
+    assert told(0x80000001, vcpus=4)[ECX] == 0x121
+
+
+def test_what_hypercalls_of_an_apic_need_comes_with_the_irqchip_alone() -> None:
+    """KVM offers them in any case; the clock stays."""
+    assert told(0x40000001)[EAX] == 0x0100_7EFB
+    assert told(0x40000001, irqchip=False)[EAX] == 0x0100_362B
+
+
+def test_features_are_added_and_taken_away_by_name() -> None:
+    """In every place that a name has; what the policy took away can be had back, what KVM lacks can't."""
+    change = parse_features(" -kvmclock, +x2apic,-hypervisor ,+avx2,-avx2,")
+    assert change == {"kvmclock": False, "x2apic": True, "hypervisor": False, "avx2": False}
+    with pytest.raises(ConfigError, match=r"\+x2apic: this KVM can't"):
+        told(1, features=change)
+    del change["x2apic"]
+    assert told(0x40000001, features=change)[EAX] == 0x0100_7EF2
+    assert not told(1, features=change)[ECX] & HYPERVISOR
+    assert told(1, irqchip=False, vcpus=1, features={"ht": True})[EDX] & HTT
+    assert told(7, features={"fsgsbase": True})[EBX] == 9
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [("avx2", r"say \+avx2"), ("+avx3", "do you mean"), ("-qqqqqq", "/proc/cpuinfo")]
+)
+def test_words_that_are_no_features(text: str, said: str) -> None:
+    """One line with what would be right."""
+    with pytest.raises(ConfigError, match=said):
+        parse_features(text)
