@@ -104,6 +104,10 @@ class Machine:
         self._virtio: VirtioBoard | None = None
         """The virtio devices; add() them before load()."""
         self.terminal: VirtioConsole | None = None
+        self.panics_before: int | None = None
+        """A restart before this boot mark is a panic: nobody is there yet who could want one."""
+        self.has_tty = False
+        """Whether the guest's own terminal driver makes \\r\\n of \\n."""
         self.on_mark: Callable[[int], object] = lambda _: None
         """Called with each boot mark that is written to port 0x80, by the thread of the vCPU."""
         self._supervisor: Supervisor | None = None
@@ -170,6 +174,7 @@ class Machine:
         disk: str | Path | bytes | None = None,
         read_only: bool = False,
         snapshot: bool = False,
+        boot: str = "elf",
     ) -> Image:
         """Put an image into memory: a guest's name, a file, or the bytes themselves.
 
@@ -177,8 +182,9 @@ class Machine:
         kernels, `modules` (contents and command line) for the latter, `initrd` for Linux. A disk image boots
         through the firmware; for other images `disk` is one, a file or the bytes, that the guest finds with
         the block calls of the paravirtual ABI. `read_only` refuses the guest's writes to it, `snapshot`
-        forgets them at close(). A guest by name brings the machine it asks for, as far as nothing else was
-        said. Raises ImageError with one line that says what is wrong.
+        forgets them at close(). `boot` is how a Linux kernel is entered: "elf", "packed" or "pvh".
+        A guest by name brings the machine it asks for, as far as nothing else was said. Raises ImageError
+        with one line that says what is wrong.
         """
         if self.vm is not None:
             raise ConfigError("this machine has been loaded already; make a new one")
@@ -200,6 +206,7 @@ class Machine:
             entry=entry,
             limit_bytes=self.spec.memory_bytes,
             ignore_video=is_testdev,
+            boot=boot,
         )
         if self.image.kind != "linux" and self._virtio and self._virtio.slots():
             raise ConfigError(
@@ -208,6 +215,7 @@ class Machine:
         if self.image.kind == "linux":  # it looks for hardware, and has its interrupts from KVM's chips
             board = "linux" if self.spec.board == "pykvm" else self.spec.board
             self.spec = replace(self.spec, irqchip=True, unclaimed="float", board=board)
+            self.has_tty = True
             self.memory.use_huge_pages()
         if self.image.kind == "bootsector":
             if disk is not None:
@@ -341,7 +349,7 @@ class Machine:
             output=self._console.write,
             irq_line=lambda gsi: GsiLine(vm, gsi) if vm.has_irqchip else None,
             timers=self._timers,
-            end=lambda reason, code, detail: self._ending.finish(reason, code=code, detail=detail),
+            end=self._on_end,
             mark=self._on_post,
             flush_page=self._flush_page,
             attach_calls=lambda: transports.attach(self.ports, self.mmio, calls),
@@ -353,9 +361,20 @@ class Machine:
         if self._virtio:
             self._virtio.build(vm, self.mmio, self.memory, self._lock, len(self.memory.slots))
 
+    def _on_end(self, reason: EndReason, code: int | None, detail: str) -> None:
+        """A device ends the run."""
+        if reason is EndReason.RESET and self.panics_before is not None:
+            reason, detail = (
+                EndReason.PANIC,
+                "the kernel restarted before its first process had begun to work",
+            )
+        self._ending.finish(reason, code=code, detail=detail)
+
     def _on_post(self, value: int) -> None:
         """A boot mark; one of them says that somebody reads the console."""
         self._marks.add(value)
+        if value == self.panics_before:
+            self.panics_before = None
         self.on_mark(value)
         if self.terminal and value == _TERMINAL_READY:
             self.terminal.release()

@@ -16,6 +16,7 @@ from pykvm.errors import ConfigError, ImageError
 from pykvm.guests import find_named
 from pykvm.linux.options import add_devices, by_hypercall, is_linux
 from pykvm.machine import Machine
+from pykvm.memory import parse_size
 from pykvm.output import Stdout
 from pykvm.result import EndReason, RunResult
 from pykvm.terminal import Terminal
@@ -42,6 +43,7 @@ _NOT_FOR_PROGRAMS = {
     "read_only": "--read-only",
     "snapshot": "--snapshot",
     "transport": "--transport",
+    "boot": "--boot",
     "init": "--init",
     "rng": "--rng",
     "shares": "--share",
@@ -63,7 +65,7 @@ _MACHINE = (
     "drop_records",
     "transport",
 )
-_LOAD = ("mode", "address", "entry", "cmdline", "read_only", "snapshot")
+_LOAD = ("mode", "address", "entry", "cmdline", "read_only", "snapshot", "boot")
 
 
 def run_image(
@@ -121,7 +123,8 @@ def _image(image: str, options: Mapping[str, Any], *, show: bool) -> _Wanted:
     wants = {"memory": "64M", "vcpus": 1} | (guest.machine if guest else {}) | given
     modules = [_module(text) for text in options.get("modules") or ()]
     loading: dict[str, Any] = {name: options[name] for name in _LOAD if options.get(name) is not None}
-    initrd = read_initrds([Path(name) for name in options.get("initrds") or ()])
+    initrds = [Path(name) for name in options.get("initrds") or ()]
+    initrd = read_initrds(initrds, limit_bytes=parse_size(str(wants["memory"])))
 
     def load(machine: Machine) -> None:
         if guest is None and is_linux(Path(image)):
@@ -203,7 +206,13 @@ def _run(machine: Machine, watch: _Watch, *, show: bool) -> RunResult:
             has_terminal = machine.terminal is not None and machine.terminal.is_open
             return has_terminal or machine.serial.is_listening or machine.input.is_wanted
 
-        with Terminal(send=machine.send, leave=watch.leave, listens=listens, ended=machine.end_input):
+        with Terminal(
+            send=machine.send,
+            leave=watch.leave,
+            listens=listens,
+            ended=machine.end_input,
+            has_tty=machine.has_tty,
+        ):
             return machine.run(timeout=watch.timeout)
     finally:
         for number, handler in before.items():

@@ -22,11 +22,11 @@ _RETRY_S = 0.01
 
 
 class Terminal:
-    """Feeds stdin to a guest from a thread of its own, while the `with` block runs.
+    r"""Feeds stdin to a guest from a thread of its own, while the `with` block runs.
 
     `send` takes what is typed (or piped in) and says how much of it, `leave` is called for Ctrl-A X, and for
     Ctrl-C as long as `listens()` says that the guest has shown no interest in input. Ctrl-A twice types one
-    Ctrl-A.
+    Ctrl-A. With `has_tty` the guest makes \r\n of \n itself.
     """
 
     def __init__(
@@ -36,10 +36,12 @@ class Terminal:
         leave: Callable[[], None],
         listens: Callable[[], bool],
         ended: Callable[[], None] = lambda: None,
+        has_tty: bool = False,
     ) -> None:
         self._send = send
         self._ended = ended
         self._leave = leave
+        self._has_tty = has_tty
         self._listens = listens
         self._escaped = False
         self._fd = sys.stdin.fileno() if sys.stdin else -1
@@ -53,7 +55,8 @@ class Terminal:
             if os.isatty(self._fd) and os.getpgrp() == os.tcgetpgrp(self._fd):
                 self._saved = termios.tcgetattr(self._fd)
                 tty.setraw(self._fd, termios.TCSANOW)
-                self._keep_output_processing()
+                if not self._has_tty:
+                    self._keep_output_processing()
             elif os.isatty(self._fd):
                 return self  # in the background: the terminal is not ours
             self._thread.start()

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pykvm.boot.source import Source
 
 __all__ = [
+    "BOOTS",
     "BOOT_PARAMS_BYTES",
     "SetupHeader",
     "boot_params",
@@ -50,6 +51,9 @@ _CAN_USE_HEAP = 1 << 7
 _LOADER_UNDEFINED = 0xFF
 _KERNEL_64 = 1 << 0  # xloadflags: a 64-bit entry
 _INITRD_ALIGN = 4096
+_ENTRY_64 = 0x200  # of the code behind the setup sectors
+BOOTS = ("elf", "packed", "pvh")
+"""How a kernel is entered: unpacked here and entered as ELF, unpacking itself, or by its PVH entry."""
 
 
 class SetupHeader(NamedTuple):
@@ -63,6 +67,8 @@ class SetupHeader(NamedTuple):
     cmdline_bytes: int
     initrd_most: int
     release: str
+    preferred_gpa: int = 0
+    init_bytes: int = 0
 
 
 def read_header(source: Source) -> SetupHeader | None:
@@ -89,6 +95,7 @@ def read_header(source: Source) -> SetupHeader | None:
         struct.unpack_from("<I", head, 0x238)[0],
     )
     payload_offset, payload_bytes = struct.unpack_from("<II", head, 0x248)
+    preferred_gpa, init_bytes = struct.unpack_from("<QI", head, 0x258)
     return SetupHeader(
         raw=head[_HEADER_AT:end],
         version=version,
@@ -98,6 +105,8 @@ def read_header(source: Source) -> SetupHeader | None:
         cmdline_bytes=cmdline_bytes,
         initrd_most=initrd_most,
         release=_release(source, struct.unpack_from("<H", head, 0x20E)[0]),
+        preferred_gpa=preferred_gpa,
+        init_bytes=init_bytes,
     )
 
 
@@ -109,11 +118,37 @@ def _release(source: Source, at: int) -> str:
     return text.partition(b"\0")[0].decode("latin-1").partition(" ")[0]
 
 
-def load_bzimage(source: Source, header: SetupHeader, *, limit_bytes: int) -> Image:
-    """The Image of the vmlinux inside a bzImage. Raises ImageError with one line for damage of any kind."""
+def load_bzimage(source: Source, header: SetupHeader, *, limit_bytes: int, boot: str = "elf") -> Image:
+    """The Image of a bzImage, or of the vmlinux inside it, entered as `boot` says: one of BOOTS.
+
+    Raises ImageError with one line for damage of any kind.
+    """
+    if boot == "packed":
+        return _packed(source, header, limit_bytes=limit_bytes)
     with opened(_payload(source, header), source.name) as inner:
-        image = elf.load_elf(inner, CpuMode.LONG64, None, limit_bytes=limit_bytes)
+        if boot == "pvh":
+            from pykvm.boot.pvh import load_pvh  # noqa: PLC0415 - few ask for it
+
+            image = load_pvh(inner, limit_bytes=limit_bytes)
+        else:
+            image = elf.load_elf(inner, CpuMode.LONG64, None, limit_bytes=limit_bytes)
     return image._replace(kind="linux", name=source.name, linux=header)
+
+
+def _packed(source: Source, header: SetupHeader, *, limit_bytes: int) -> Image:
+    """The bzImage's own code, which unpacks the kernel where KASLR has it."""
+    from pykvm.boot.image import checked_image  # noqa: PLC0415 - as above
+
+    size = source.size_bytes - header.setup_bytes
+    if size < header.payload_offset + header.payload_bytes or size <= _ENTRY_64:
+        raise source.error("it ends inside its payload; get a whole one")
+    at = header.preferred_gpa or layout.LEGACY_END
+    room = max(size, header.init_bytes)
+    if room > limit_bytes:
+        raise source.error(f"it needs {room >> 20} MiB to unpack itself; give the guest more memory")
+    pieces = [(at, header.setup_bytes, size, room)]
+    image = checked_image(source, "linux", CpuMode.LONG64, at + _ENTRY_64, pieces, limit_bytes=limit_bytes)
+    return image._replace(linux=header)
 
 
 def unpacked(image: Path) -> bytes:
@@ -175,13 +210,22 @@ def place_initrd(header: SetupHeader, size_bytes: int, kernel_end: int, memory: 
     return at
 
 
-def read_initrds(paths: Sequence[Path]) -> bytes:
-    """Several initrds as one, each padded to 4 bytes, as the kernel unpacks them one after the other."""
-    parts = []
+def read_initrds(paths: Sequence[Path], *, limit_bytes: int = layout.FOUR_GIB) -> bytes:
+    """Several initrds as one, each padded to 4 bytes, as the kernel unpacks them one after the other.
+
+    Raises ImageError for what can't be read, and for more than `limit_bytes`: pipes may never end.
+    """
+    parts, left = [], limit_bytes
     for path in paths:
         try:
-            data = path.read_bytes()
+            with path.open("rb") as file:
+                data = file.read(left + 1)
         except OSError as error:
             raise ImageError(f"initrd {path}: {error.strerror}") from None
+        if len(data) > left:
+            raise ImageError(
+                f"initrd {path}: more than the guest's {limit_bytes >> 20} MiB; give it more memory"
+            )
         parts.append(data + bytes(-len(data) % 4))
+        left -= len(data)
     return b"".join(parts)

@@ -20,11 +20,17 @@ if TYPE_CHECKING:
 __all__ = ["load", "symbols"]
 
 _SECTOR_BYTES = 512
+_FOREIGN_MAGIC_AT = 56  # the kernel's Documentation/arch/{arm64/booting,riscv/boot-image-header}.rst
 _MODES = ", ".join(mode.value for mode in CpuMode)
 _OTHERS = (
     (b"\x1f\x8b\x08", "it is compressed with gzip; unpack it first (gunzip)"),
     (b"\xfd7zXZ\0", "it is compressed with xz; unpack it first (unxz)"),
     (b"\x28\xb5\x2f\xfd", "it is compressed with zstd; unpack it first (unzstd)"),
+    (b"BZh", "it is compressed with bzip2; unpack it first (bunzip2)"),
+    (b"\x04\x22\x4d\x18", "it is compressed with lz4; unpack it first (unlz4)"),
+    (b"\x02\x21\x4c\x18", "it is compressed with lz4; unpack it first (unlz4)"),
+    (b"070701", "it is a cpio archive, as initial RAM disks are; a kernel goes before it (--initrd)"),
+    (b"\x27\x05\x19\x56", "it is a U-Boot image, for other machines; pykvm runs x86 guests"),
     (b"QFI\xfb", "it is a QCOW2 disk; make it raw first (qemu-img convert -O raw)"),
     (b"!<arch>\n", "it is an archive of object files; link them first"),
     (b"#!", "it is a script; a guest is machine code"),
@@ -40,23 +46,25 @@ def load(
     entry: int | None = None,
     limit_bytes: int = 1 << 30,
     ignore_video: bool = False,
+    boot: str = "elf",
 ) -> Image:
     """The Image in a file or in bytes, whatever its format.
 
     `mode`, `address` and `entry` (gpas) override what the image and its name say; `address` is for flat
     binaries alone. `limit_bytes` is the most that is loaded, sensibly the size of guest memory.
-    `ignore_video` starts a multiboot kernel that requires graphics. Raises ImageError, or
+    `ignore_video` starts a multiboot kernel that requires graphics, `boot` says how a Linux kernel is entered
+    (linux.BOOTS). Raises ImageError, or
     ImageNotFoundError, with one line that says what is wrong; ConfigError for an option that can't be.
     """
     with opened(source, name) as image:
         head = image.head(4)
         _check_options(image, mode, address, entry)
-        if linux_header := linux.read_header(image):
-            return linux.load_bzimage(image, linux_header, limit_bytes=limit_bytes)
+        found = _load_linux(
+            image, boot, is_plain=(mode, address, entry) == (None, None, None), limit_bytes=limit_bytes
+        )
+        if found:
+            return found
         if head == elf.MAGIC:
-            named = vmlinux.release(image) if mode is None and address is None and entry is None else None
-            if named is not None:
-                return vmlinux.load_vmlinux(image, named, limit_bytes=limit_bytes)
             if address is not None:
                 raise ConfigError(f"{image.name}: it is ELF and has its addresses; give none by option")
             return _load_elf(image, mode, entry, limit_bytes=limit_bytes, ignore_video=ignore_video)
@@ -83,6 +91,19 @@ def symbols(source: bytes | Path, *, name: str = "") -> tuple[Symbol, ...]:
     """
     with opened(source, name) as image:
         return elf.read_symbols(image) if image.head(4) == elf.MAGIC else ()
+
+
+def _load_linux(source: Source, boot: str, *, is_plain: bool, limit_bytes: int) -> Image | None:
+    """The Image if it is a Linux kernel; a vmlinux is one unless the options say otherwise."""
+    if header := linux.read_header(source):
+        return linux.load_bzimage(source, header, limit_bytes=limit_bytes, boot=boot)
+    if source.head(4) == elf.MAGIC and is_plain:
+        named = vmlinux.release(source)
+        if named is not None:
+            return vmlinux.load_vmlinux(source, named, limit_bytes=limit_bytes, boot=boot)
+    if boot != "elf":
+        raise ConfigError(f"{source.name}: it is no Linux kernel, and --boot {boot} is for those")
+    return None
 
 
 def _load_elf(
@@ -121,6 +142,9 @@ def _guess(head: bytes) -> str:
     for magic, text in _OTHERS:
         if head.startswith(magic):
             return text
+    for magic, machine in ((b"ARM\x64", "64-bit ARM"), (b"RSC\x05", "RISC-V")):
+        if head[_FOREIGN_MAGIC_AT:].startswith(magic):
+            return f"it is a Linux kernel for {machine}; pykvm runs x86 guests"
     return (
         "it is neither ELF nor multiboot, and no disk with a boot sector; if it is plain machine code, say "
         f"the CPU mode by option or as NAME.MODE.bin ({_MODES})"

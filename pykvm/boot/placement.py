@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pykvm import layout
 from pykvm.boot import linux, multiboot
@@ -122,7 +122,7 @@ def _linux(
     initrd: bytes,
     platform: Platform,
 ) -> dict[str, int]:
-    """Write boot_params, command line, initrd and tables; RSI as the 64-bit boot protocol wants it."""
+    """Write boot_params, command line, initrd and tables; RSI or EBX as the boot protocol wants it."""
     line = cmdline.encode() + b"\0"
     room = min(header.cmdline_bytes + 1, layout.BOOT_SIZE_BYTES - _CMDLINE_OFFSET)
     if len(line) > room:
@@ -130,19 +130,26 @@ def _linux(
             f"a command line of {len(line) - 1} bytes: this kernel takes {room - 1}; shorten it"
         )
     at = linux.place_initrd(header, len(initrd), image.end, memory.ram()) if initrd else 0
-    params = linux.boot_params(
-        header,
-        cmdline_gpa=boot + _CMDLINE_OFFSET,
-        initrd=(at, len(initrd)),
-        memory_map=sorted([*memory_map(memory), *_TABLES]),
-        rsdp=layout.ACPI_TABLES.start,
-    )
+    told: dict[str, Any] = {
+        "cmdline_gpa": boot + _CMDLINE_OFFSET,
+        "initrd": (at, len(initrd)),
+        "memory_map": sorted([*memory_map(memory), *_TABLES]),
+        "rsdp": layout.ACPI_TABLES.start,
+    }
+    info = boot + multiboot.INFO_OFFSET
+    if image.mode is CpuMode.PROT32:
+        from pykvm.boot.pvh import start_info  # noqa: PLC0415 - few ask for it
+
+        memory.write(info, start_info(info, **told))
+        regs = {"rbx": info}
+    else:
+        memory.write(info, linux.boot_params(header, **told))
+        regs = {"rsi": info}
     _write_tables(memory, platform)
     memory.write(boot + _CMDLINE_OFFSET, line)
-    memory.write(boot + multiboot.INFO_OFFSET, params)
     if initrd:
         memory.write(at, initrd)
-    return {"rsi": boot + multiboot.INFO_OFFSET}
+    return regs
 
 
 def _write_tables(memory: GuestMemory, platform: Platform) -> None:

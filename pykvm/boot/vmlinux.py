@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pykvm.boot.image import Image
     from pykvm.boot.source import Source
 
-__all__ = ["load_vmlinux", "release"]
+__all__ = ["load_vmlinux", "notes", "release"]
 
 _PT_NOTE = 4
 _NOTES_MOST_BYTES = 1 << 16
@@ -43,13 +43,18 @@ def release(source: Source) -> str | None:
     if head[:5] != elf.MAGIC + bytes([_ELFCLASS64]) or head[16:20] != struct.pack("<HH", 2, _EM_X86_64):
         return None
     found = None
+    for name, kind, data in notes(source):
+        if name == b"Linux":
+            text = data.rstrip(b"\0").decode("latin-1") if kind == _BUILD_SALT else ""
+            found = found or text
+    return found
+
+
+def notes(source: Source) -> Iterator[tuple[bytes, int, bytes]]:
+    """Name, type and description of each ELF note of an executable. Raises ImageError for damage."""
     for program in elf.read_elf(source).programs:
         if program.type == _PT_NOTE and program.filesz <= _NOTES_MOST_BYTES:
-            for name, kind, data in _notes(source.read(program.offset, program.filesz, "its notes")):
-                if name == b"Linux":
-                    text = data.rstrip(b"\0").decode("latin-1") if kind == _BUILD_SALT else ""
-                    found = found or text
-    return found
+            yield from _notes(source.read(program.offset, program.filesz, "its notes"))
 
 
 def _notes(data: bytes) -> Iterator[tuple[bytes, int, bytes]]:
@@ -61,9 +66,19 @@ def _notes(data: bytes) -> Iterator[tuple[bytes, int, bytes]]:
         data = data[at + -(-size // 4) * 4 :]
 
 
-def load_vmlinux(source: Source, named: str, *, limit_bytes: int) -> Image:
-    """The Image of a vmlinux whose release is `named`. Raises ImageError with one line for damage."""
-    image = elf.load_elf(source, CpuMode.LONG64, None, limit_bytes=limit_bytes)
+def load_vmlinux(source: Source, named: str, *, limit_bytes: int, boot: str = "elf") -> Image:
+    """The Image of a vmlinux whose release is `named`, entered as `boot` says: see linux.BOOTS.
+
+    Raises ImageError with one line for damage.
+    """
+    if boot == "packed":
+        raise source.error("it is a vmlinux, which has nothing to unpack; give --boot packed a bzImage")
+    if boot == "pvh":
+        from pykvm.boot.pvh import load_pvh  # noqa: PLC0415 - few ask for it
+
+        image = load_pvh(source, limit_bytes=limit_bytes)
+    else:
+        image = elf.load_elf(source, CpuMode.LONG64, None, limit_bytes=limit_bytes)
     return image._replace(kind="linux", linux=_header(named))
 
 

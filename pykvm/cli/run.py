@@ -119,6 +119,12 @@ _OPTIONS = [
         help="Initial RAM disk for Linux; repeat for more.",
     ),
     click.option(
+        "--boot",
+        type=click.Choice(["elf", "packed", "pvh"]),
+        help="How a Linux kernel is entered: unpacked here, unpacking itself (which gives it KASLR), or by "
+        "its PVH entry.  [default: elf]",
+    ),
+    click.option(
         "--module",
         "modules",
         multiple=True,

@@ -11,6 +11,7 @@ from pykvm.errors import ConfigError
 from pykvm.lab.store import Store
 from pykvm.linux.initramfs import Job, build_initramfs
 from pykvm.linux.kit import kit
+from pykvm.linux.marks import LinuxMark
 from pykvm.linux.options import add_devices
 
 if TYPE_CHECKING:
@@ -70,7 +71,12 @@ def linux_machine(
             machine.add_console(columns=size.columns, rows=size.lines, hold=True)
             wanted += ["virtio_mmio", "virtio_console"]
         initrd = build_initramfs(parts, job, wanted)
-        machine.load(parts.vmlinux, initrd=initrd, cmdline=" ".join(cmdline.split()))
+        boot = options.get("boot") or "elf"
+        kernel = parts.kernel.image if boot == "packed" else parts.vmlinux
+        if "init=" not in cmdline:  # with another first process nobody would say that it has begun
+            machine.panics_before = LinuxMark.KERNEL_READY
+        machine.load(kernel, initrd=initrd, cmdline=" ".join(cmdline.split()), boot=boot)
+        machine.has_tty = command is None
 
     return {"memory": _MEMORY, "vcpus": 1} | dict(given), load
 

@@ -20,6 +20,7 @@ from pykvm.lab.store import Store
 from pykvm.linux.command import CMDLINE
 from pykvm.linux.initramfs import Job, build_initramfs
 from pykvm.linux.kit import Kit, cached_kit
+from pykvm.linux.marks import LinuxMark
 from pykvm.linux.options import add_devices
 from pykvm.machine import Machine
 
@@ -218,6 +219,30 @@ def test_a_command_with_all_that_it_may_have(kit: Kit, disk: Path, tmp_path: Pat
     assert (done.returncode, done.stderr) == (7, "")
     assert heard == [b"from the guest"]
     assert (share / "from_the_guest").read_text() == "shared\n"
+
+
+@pytest.mark.parametrize(
+    ("boot", "said"), [("packed", "0 ffffffff"), ("pvh", "1 ffffffff81000000")], ids=["packed", "pvh"]
+)
+def test_a_kernel_is_entered_otherwise(kit: Kit, boot: str, said: str) -> None:
+    """It unpacks itself and has KASLR, or starts by its PVH entry; a feature that was taken away is not there."""
+    inside = "echo $(grep -cw sse4_2 /proc/cpuinfo) $(grep -w _text /proc/kallsyms)"
+    cpu = ["--cpu=-sse4_2"] if boot == "packed" else []
+    argv = command(kit, inside, "--boot", boot, *cpu)
+    done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(said), done.stdout
+    assert ("ffffffff81000000" in done.stdout) == (boot == "pvh"), done.stdout
+
+
+def test_a_panic_before_the_first_process_is_one(kit: Kit) -> None:
+    """Nobody has loaded the driver that tells of it: the kernel restarts, and nobody is there who wanted that."""
+    with Machine(memory="256M") as machine:
+        machine.panics_before = LinuxMark.KERNEL_READY
+        machine.load(kit.vmlinux, cmdline=f"{CMDLINE} quiet")
+        result = machine.run(timeout=TIMEOUT_S)
+    assert (str(result.reason), result.exit_status) == ("panic", 113), result.text
+    assert "Unable to mount root fs" in result.text
 
 
 def _joined(lines: str) -> str:

@@ -6,6 +6,7 @@ import bz2
 import gzip
 import lzma
 import struct
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import lz4.block
@@ -17,13 +18,13 @@ from hypothesis import strategies as st
 
 from pykvm import layout
 from pykvm.boot import codecs, linux, load
+from pykvm.boot.pvh import start_info
 from pykvm.boot.source import opened
 from pykvm.errors import ConfigError, ImageError, PykvmError
 from pykvm.regs import CpuMode
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 CODE = b"\xf4" * 64
 
@@ -44,7 +45,7 @@ PACKERS: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
-def bzimage(payload: bytes, *, version: int = 0x020F, xloadflags: int = 0x7F) -> bytes:
+def bzimage(payload: bytes, *, version: int = 0x020F, xloadflags: int = 0x7F, code: bytes = b"") -> bytes:
     """A bzImage as the kernel's build makes it: boot sector, header, one sector of setup code, payload."""
     image = bytearray(1024)
     image[0x1F1] = 1
@@ -58,9 +59,9 @@ def bzimage(payload: bytes, *, version: int = 0x020F, xloadflags: int = 0x7F) ->
     struct.pack_into("<H", image, 0x236, xloadflags)
     struct.pack_into("<I", image, 0x238, 2047)
     trailer = struct.pack("<I", len(payload))  # the kernel appends the unpacked size
-    struct.pack_into("<II", image, 0x248, 0, len(payload) + len(trailer))
+    struct.pack_into("<II", image, 0x248, len(code), len(payload) + len(trailer))
     image[0x300:0x30C] = b"6.1.0-x (me)"
-    return bytes(image) + payload + trailer
+    return bytes(image) + code + payload + trailer
 
 
 VMLINUX = build_elf(64, (Part(0x1000000, CODE, memsz=4096),), entry=0x1000000)
@@ -149,6 +150,8 @@ def test_several_initrds_are_padded_to_words(tmp_path: Path) -> None:
     assert linux.read_initrds([tmp_path / "a", tmp_path / "b"]) == b"12345\0\0\x006789"
     with pytest.raises(ImageError, match="nothing: No such file"):
         linux.read_initrds([tmp_path / "nothing"])
+    with pytest.raises(ImageError, match="more than the guest's 1 MiB"):
+        linux.read_initrds([tmp_path / "a", Path("/dev/zero")], limit_bytes=1 << 20)
 
 
 def test_an_unpacked_payload_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,9 +162,10 @@ def test_an_unpacked_payload_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> Non
             codecs.unpack(pack(bytes(5000) if pack is not bytes else VMLINUX + bytes(5000)))
 
 
-def vmlinux_image(name: bytes = b"Linux", *, kind: int = 0x100) -> bytes:
-    """An ELF file with one segment at 16 MiB and one note."""
+def vmlinux_image(name: bytes = b"Linux", *, kind: int = 0x100, more: bytes = b"") -> bytes:
+    """An ELF file with one segment at 16 MiB and one note, or `more` behind it."""
     note = struct.pack("<III", len(name) + 1, 8, kind) + (name + b"\0").ljust(8, b"\0") + b"6.1.0-x\0"
+    note += more
     code = b"\xf4" * 64
     head = b"\x7fELF\x02\x01\x01".ljust(16, b"\0")
     head += struct.pack("<HHIQQQIHHHHHH", 2, 62, 1, 0x100_0000, 64, 0, 0, 64, 56, 2, 0, 0, 0)
@@ -186,3 +190,55 @@ def test_a_vmlinux_is_known_by_its_note() -> None:
     assert load(vmlinux_image(), mode=CpuMode.LONG64).kind != "linux"
     with pytest.raises(ImageError, match="its notes should be"):
         load(vmlinux_image()[:-8])
+
+
+def test_a_bzimage_can_unpack_itself() -> None:
+    """Its own code goes where it prefers to be, with the room it says it needs, and is entered at 0x200."""
+    image = bytearray(bzimage(PACKERS["gzip"](VMLINUX), code=bytes(1024)))
+    struct.pack_into("<QI", image, 0x258, 0x100_0000, 0x20_0000)
+    found = load(bytes(image), boot="packed")
+    assert (found.kind, found.mode, found.entry) == ("linux", CpuMode.LONG64, 0x100_0200)
+    (segment,) = found.segments
+    assert (segment.gpa, segment.data, segment.size_bytes) == (0x100_0000, bytes(image[1024:]), 0x20_0000)
+    with pytest.raises(ImageError, match="more memory"):
+        load(bytes(image), boot="packed", limit_bytes=1 << 20)
+    for cut in (-8, 1030 - len(image)):
+        with pytest.raises(ImageError, match="ends inside its payload"):
+            load(bytes(image[:cut]), boot="packed")
+    with pytest.raises(ImageError, match="nothing to unpack"):
+        load(vmlinux_image(), boot="packed")
+
+
+def test_the_pvh_entry_is_an_elf_note() -> None:
+    """32-bit code with EBX at a struct that has all else; a kernel without the note is refused."""
+    note = struct.pack("<III", 4, 8, 18) + b"Xen\0" + struct.pack("<Q", 0x100_0010)
+    for image in (vmlinux_image(more=note), bzimage(PACKERS["xz"](vmlinux_image(more=note)))):
+        found = load(image, boot="pvh")
+        assert (found.kind, found.mode, found.entry) == ("linux", CpuMode.PROT32, 0x100_0010)
+    with pytest.raises(ImageError, match="no PVH entry"):
+        load(vmlinux_image(), boot="pvh")
+    with pytest.raises(ConfigError, match="no Linux kernel"):
+        load(build_elf(64, (Part(0x1000000, CODE, memsz=4096),), entry=0x1000000), boot="pvh")
+    told = {"cmdline_gpa": 0x9C000, "memory_map": [(0, 4096, 1), (8192, 4096, 2)], "rsdp": 0xE0000}
+    info = start_info(0x9B000, initrd=(0x200_0000, 512), **told)  # type: ignore[arg-type]
+    head = struct.unpack_from("<IIIIQQQQII", info)
+    assert head == (0x336EC578, 1, 0, 1, 0x9B038, 0x9C000, 0xE0000, 0x9B058, 2, 0)
+    assert struct.unpack_from("<QQ", info, 0x38) == (0x200_0000, 512)
+    assert struct.unpack_from("<QQIIQQII", info, 0x58) == (0, 4096, 1, 0, 8192, 4096, 2, 0)
+    assert struct.unpack_from("<IQ", start_info(0, initrd=(0, 0), **told), 12) == (0, 0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("head", "says"),
+    [
+        (b"MZ".ljust(56, b"\0") + b"ARM\x64", "64-bit ARM"),
+        (b"MZ".ljust(56, b"\0") + b"RSC\x05", "RISC-V"),
+        (b"\x27\x05\x19\x56", "U-Boot"),
+        (b"070701", "--initrd"),
+        (b"\x04\x22\x4d\x18", "unlz4"),
+    ],
+)
+def test_what_others_boot_is_named(head: bytes, says: str) -> None:
+    """A kernel of another machine, or a file that is no kernel, says what it is."""
+    with pytest.raises(ImageError, match=says):
+        load(head.ljust(600, b"\1"))
