@@ -267,7 +267,7 @@ class _Hostile:
                 return
             for fd, _ in ready:
                 if fd in self.device.watched():
-                    self.transport.serve(lambda fd=fd: self.device.on_ready(fd))  # type: ignore[misc]
+                    self.transport.serve(lambda fd=fd: self.device.on_ready(fd))
 
     def recover(self) -> None:
         """Whatever was done to it: a reset makes the device well again."""

@@ -225,7 +225,7 @@ def test_a_command_with_all_that_it_may_have(kit: Kit, disk: Path, tmp_path: Pat
     ("boot", "said"), [("packed", "0 ffffffff"), ("pvh", "1 ffffffff81000000")], ids=["packed", "pvh"]
 )
 def test_a_kernel_is_entered_otherwise(kit: Kit, boot: str, said: str) -> None:
-    """It unpacks itself and has KASLR, or starts by its PVH entry; a feature that was taken away is not there."""
+    """It unpacks itself and has KASLR, or starts by its PVH entry; a feature taken away is not there."""
     inside = "echo $(grep -cw sse4_2 /proc/cpuinfo) $(grep -w _text /proc/kallsyms)"
     cpu = ["--cpu=-sse4_2"] if boot == "packed" else []
     argv = command(kit, inside, "--boot", boot, *cpu)
@@ -236,7 +236,7 @@ def test_a_kernel_is_entered_otherwise(kit: Kit, boot: str, said: str) -> None:
 
 
 def test_a_panic_before_the_first_process_is_one(kit: Kit) -> None:
-    """Nobody has loaded the driver that tells of it: the kernel restarts, and nobody is there who wanted that."""
+    """Nobody has loaded the driver that tells of it: the kernel restarts, and nobody wanted that."""
     with Machine(memory="256M") as machine:
         machine.panics_before = LinuxMark.KERNEL_READY
         machine.load(kit.vmlinux, cmdline=f"{CMDLINE} quiet")
