@@ -57,6 +57,7 @@ __all__ = ["Machine", "MachineSpec"]
 _REST_S = 0.01
 _CTRL_D = b"\x04"
 _TERMINAL_READY = 0xC5
+_LOOK_S = (0.3, 1.0)  # how often to look whether the guest has halted for good; Linux more seldom
 
 
 class Machine:
@@ -299,6 +300,8 @@ class Machine:
 
     def _build(self) -> None:
         spec = self.spec
+        if self.image and self.image.kind == "linux":
+            self.image = self.image.without_data()  # tens of MiB, which are the guest's now
         self.vm = vm = Vm(self.kvm)
         if spec.vcpus > (most := max(vm.check_extension("KVM_CAP_MAX_VCPUS"), 1)):
             raise ConfigError(f"{spec.vcpus} vCPUs: this KVM allows {most}")
@@ -487,13 +490,15 @@ class Machine:
         """
         if self.vm is None or self._supervisor:
             raise ConfigError("a machine runs once, after load(); make a new one")
+        is_linux = self.spec.board == "linux"
         self._supervisor = Supervisor(
             [self._make_runner(vcpu) for vcpu in self.vcpus],
             ending=self._ending,
             drain=self._drain_all,
             irqchip=self.spec.has_irqchip,
-            # Linux prints by devices, at once: an idle one is to be left alone
-            listens=self._listens and self.spec.board != "linux",
+            # Linux prints by devices, at once, and is seldom halted for good: an idle one is to be left alone
+            listens=self._listens and not is_linux,
+            look_s=_LOOK_S[is_linux],
             timeout=timeout,
         )
         self._tracing.begin()

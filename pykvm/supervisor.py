@@ -40,6 +40,7 @@ class Supervisor:
         irqchip: bool,
         listens: bool,
         timeout: float | None,
+        look_s: float = _LOOK_S,
     ) -> None:
         """`drain` empties all rings; `irqchip`: a HLT stays in the kernel; `listens`: output is awaited.
 
@@ -51,7 +52,8 @@ class Supervisor:
         self._ending = ending
         self._drain = drain
         self._looks_for_halts = irqchip
-        self._interval_s = min([_OUTPUT_S] * listens + [_LOOK_S] * irqchip, default=0.0)
+        self._interval_s = min([_OUTPUT_S] * listens + [look_s] * irqchip, default=0.0)
+        self._look_s = look_s
         self._timeout = timeout
         self._deadline = self._next_look = time.monotonic()
         self._dead_looks = 0
@@ -64,7 +66,7 @@ class Supervisor:
         first, *others = self._runners
         now = time.monotonic()
         self._deadline = now + self._timeout if self._timeout is not None else float("inf")
-        self._next_look = now + _LOOK_S
+        self._next_look = now + self._look_s
         try:
             for runner in others:
                 runner.start()
@@ -86,7 +88,7 @@ class Supervisor:
         self._drain()
         now = time.monotonic()
         if not self.is_over() and self._looks_for_halts and now >= self._next_look:
-            self._next_look = now + _LOOK_S
+            self._next_look = now + self._look_s
             self._look_for_dead_halt()
 
     def _look_for_dead_halt(self) -> None:

@@ -7,10 +7,7 @@ doc/lz4_Frame_format.md.
 
 from __future__ import annotations
 
-import bz2
-import lzma
 import struct
-import zlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -34,7 +31,7 @@ def unpack(payload: bytes) -> bytes:
         raise ValueError(f"its payload begins with {payload[:4].hex(' ')}, which is no codec of Linux")
     try:
         data = _CODECS[name](payload)
-    except (OSError, EOFError, lzma.LZMAError, zlib.error, struct.error, RuntimeError) as error:
+    except (OSError, EOFError, struct.error, RuntimeError) as error:
         raise ValueError(f"its {name} payload is damaged: {error}") from None
     if len(data) > _MOST_BYTES:
         raise ValueError(f"its {name} payload unpacks to more than {_MOST_BYTES >> 20} MiB")
@@ -71,7 +68,27 @@ def _zstd(payload: bytes) -> bytes:
 
 
 def _xz(payload: bytes) -> bytes:
-    return lzma.LZMADecompressor().decompress(payload, _MOST_BYTES + 1)
+    import lzma  # noqa: PLC0415 - as above
+
+    try:
+        return lzma.LZMADecompressor().decompress(payload, _MOST_BYTES + 1)
+    except lzma.LZMAError as error:
+        raise OSError(str(error)) from None
+
+
+def _gzip(payload: bytes) -> bytes:
+    import zlib  # noqa: PLC0415 - as above
+
+    try:
+        return zlib.decompressobj(wbits=31).decompress(payload, _MOST_BYTES + 1)
+    except zlib.error as error:
+        raise OSError(str(error)) from None
+
+
+def _bzip2(payload: bytes) -> bytes:
+    import bz2  # noqa: PLC0415 - as above
+
+    return bz2.BZ2Decompressor().decompress(payload, _MOST_BYTES + 1)
 
 
 _MAGICS = (
@@ -84,10 +101,10 @@ _MAGICS = (
     (b"\x7fELF", "elf"),
 )
 _CODECS: dict[str, Callable[[bytes], bytes]] = {
-    "gzip": lambda payload: zlib.decompressobj(wbits=31).decompress(payload, _MOST_BYTES + 1),
+    "gzip": _gzip,
     "xz": _xz,
     "lzma": _xz,
-    "bzip2": lambda payload: bz2.BZ2Decompressor().decompress(payload, _MOST_BYTES + 1),
+    "bzip2": _bzip2,
     "lz4": _lz4_legacy,
     "zstd": _zstd,
     "elf": lambda payload: payload,

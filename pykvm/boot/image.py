@@ -89,6 +89,10 @@ class Image(NamedTuple):
         """The gpa after the highest byte that the image occupies, 0 if it has no segments."""
         return max((segment.where.stop for segment in self.segments), default=0)
 
+    def without_data(self) -> Image:
+        """The same, whose segments know only where they are."""
+        return self._replace(segments=tuple(segment._replace(data=b"") for segment in self.segments))
+
 
 def checked_image(
     source: Source,

@@ -20,6 +20,7 @@ from .containers import containers
 from .figures import Figure, as_json, as_table, figures_in, read_baseline
 from .floor import Programs
 from .labs import KEPT, measure_in
+from .linux import LINUX_PARTS, linux
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 # what is short comes before what leaves a heap behind
 _PARTS = ("exits", "lifecycle", "command", "memory", "calls", "traces", "leaks", "containers")
 _NO_KVM = ("containers",)  # what a lab would only make slow
+_LINUX = ("linux", *(f"linux-{part}" for part in LINUX_PARTS))  # minutes; only if they are asked for
 
 
 def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
@@ -35,7 +37,12 @@ def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
         description="Figures of what pykvm costs, each beside a C floor that does the same and nothing else. "
         "They pass or fail nothing: a busy host moves them. Figures of two KVMs can't be compared.",
     )
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"only these: {', '.join(_PARTS)}")
+    parser.add_argument(
+        "parts",
+        nargs="*",
+        metavar="PART",
+        help=f"only these: {', '.join(_PARTS)}; or, beside QEMU: {', '.join(_LINUX)}",
+    )
     parser.add_argument("--quick", action="store_true", help="few and short measurements")
     parser.add_argument(
         "--lab",
@@ -55,8 +62,10 @@ def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--progress", action="store_true", help=argparse.SUPPRESS)
     found = parser.parse_args(words)
-    if unknown := set(found.parts) - set(_PARTS):
-        parser.error(f"there is no part {', '.join(sorted(unknown))}; there are {', '.join(_PARTS)}")
+    if unknown := set(found.parts) - {*_PARTS, *_LINUX}:
+        parser.error(
+            f"there is no part {', '.join(sorted(unknown))}; there are {', '.join((*_PARTS, *_LINUX))}"
+        )
     return found
 
 
@@ -80,6 +89,9 @@ def _measure(
             gc.collect()
             gc.freeze()  # the heap that the parts before have left is no part of what this one costs
             found += todo[part]()
+    if only := [part.removeprefix("linux-") for part in parts if part in _LINUX]:
+        everything = () if "linux" in only else only
+        found += linux(1 if quick else 3, programs.folder, progress, everything)
     return found
 
 
@@ -104,8 +116,11 @@ def _take(options: argparse.Namespace, progress: Callable[[str], None]) -> tuple
         parts = options.parts or [part for part in _PARTS if part not in _NO_KVM]
         found = measure_in(options.lab, parts, quick=options.quick)
         title = f"pykvm on {found['where']['kvm']} in the {options.lab} lab"
-        # what pykvm promises is meant for CPUs in hardware
-        figures = [replace(figure, limit=None) for figure in figures_in(found)]
+        figures = figures_in(found)
+        if not set(parts) <= set(
+            _LINUX
+        ):  # other promises than those about Linux are meant for CPUs in hardware
+            figures = [replace(figure, limit=None) for figure in figures]
         return figures, title, json.dumps(found, indent=2) + "\n"
     with Kvm() as kvm:
         title = f"pykvm on {kvm.module()}"

@@ -17,6 +17,7 @@ from pykvm.lab import run
 
 from .figures import read_baseline
 from .floor import Programs
+from .linux_machines import LinuxFiles
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -39,13 +40,17 @@ def measure_in(cpu: str, parts: Sequence[str], *, quick: bool) -> Mapping[str, A
     with tempfile.TemporaryDirectory(prefix="pykvm-bench-") as name:
         share = Path(name)
         Programs(share / "programs")
+        is_linux = any(part.startswith("linux") for part in parts)
+        if is_linux:
+            LinuxFiles(share / "programs")  # fetches the kernel: a lab has no network
         answer = share / "figures.json"
         argv = [sys.executable, "-m", "tests.bench", *parts, "--json", str(answer)]
         argv += ["--programs", str(share / "programs"), *(["--quick"] if quick else [])]
         argv += ["--progress"] if sys.stderr.isatty() else []
         null = os.open(os.devnull, os.O_RDWR)
         try:
-            status = run(argv, cpu=cpu, smp=1, share=share, cwd=_ROOT, stdin=null, stdout=null)
+            load = ("tun",) if is_linux else ()  # the tap device to the host
+            status = run(argv, cpu=cpu, smp=1, share=share, cwd=_ROOT, stdin=null, stdout=null, load=load)
         finally:
             os.close(null)
         if status == _INTERRUPTED:
