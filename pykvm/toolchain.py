@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MODES",
+    "build_agent",
     "build_all",
     "build_compare",
     "build_guest",
@@ -198,6 +199,13 @@ def build_linux_init(folder: Path, out: Path) -> None:
     _run(command, "linux_init")
 
 
+def build_agent(folder: Path, out: Path) -> None:
+    """Build the first process of a guest that holds containers, `folder`/*.c, into `out`/agent: as above."""
+    flags = [flag for flag in _FLAGS if flag not in ("-mgeneral-regs-only", "-g")]
+    sources = [str(source) for source in sorted(folder.glob("*.c"))]
+    _run(["gcc", "-m64", *flags, *_LINK, *sources, "-s", "-o", str(out / "agent")], "agent")
+
+
 def build_compare(folder: Path, out: Path, *, root: Path) -> None:
     """Build what `pykvm compare` runs into `out`: the program, and the kernel with drivers that holds it."""
     program = out / "compare_program.elf"
@@ -260,6 +268,7 @@ def _build_into(guests: Path, firmware: Path, out: Path) -> None:
     build_probes(guests / "probes", out / "probes", root=guests)
     build_paravirt(guests / "paravirt", out, root=guests)
     build_linux_init(guests / "linux_init", out)
+    build_agent(guests / "agent", out)
     build_compare(guests / "compare", out, root=guests)
     build_firmware(firmware, out, root=guests)
     for part in ("lib", "include"):

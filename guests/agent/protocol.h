@@ -8,7 +8,7 @@
  *     │ size  │ kind │ stream │ zero │ id    │ size bytes …  │
  *     └───────┴──────┴────────┴──────┴───────┴───────────────┘
  *
- *   HELLO    agent → host, the first frame: {"protocol":1,"agent":"0.1.0","kernel":"6.1.0-…","window":65536}
+ *   HELLO    agent → host, the first frame: {"protocol":1,"agent":"1","kernel":"6.1.0-…","window":65536}
  *   REQUEST  host → agent: {"op":…}. The host chooses `id`, not 0, unique among what lives on this connection.
  *   ANSWER   agent → host: the one answer to a request: an object with what it asked for, or
  *            {"error":{"errno":2,"step":"execve","text":"execve /bin/x: no such file or directory (errno 2)"}}
@@ -59,12 +59,12 @@
  * wait     {"op":"wait","name":NAME}: answered when it has ended, with what the exit event says
  * pause, unpause   {"op":…,"name":NAME}: {}     cgroup.freeze, answered when it holds
  * update   {"op":"update","name":NAME,"resources":{memory{limit,swap,reservation}, cpu{shares,quota,period,cpus,mems},
- *           pids{limit}, blockIO{weight, throttleReadBpsDevice[{major,minor,rate}], …WriteBps…, …ReadIOPS…, …WriteIOPS…}, unified{FILE:TEXT}}}: {}
+ *           pids{limit}, blockIO{weight, throttleReadBpsDevice[{major,minor,rate} or {device:"vdb",rate}], …WriteBps…, …ReadIOPS…, …WriteIOPS…}, unified{FILE:TEXT}}}: {}
  *          As in OCI; swap is memory + swap; -1 is no limit.
  * stats    {"op":"stats","name":NAME}: {"at_ns":MONOTONIC,"files":{"cpu.stat":TEXT,"memory.current":TEXT,…,"net.dev":TEXT}}: the kernel's own text
  * top      {"op":"top","name":NAME}: {"processes":[{"pid":PID,"stat":TEXT,"status":TEXT,"cmdline":TEXT with \u0000},…]}: of /proc/PID
  * info     {"op":"info","name":NAME}: {"state":STATE,"pid":PID,"namespaces":{"mnt":INODE,…},"guest":{"mnt":INODE,…},"cgroup":"/pykvm/NAME",
- *           "cgroups":TEXT of /proc/PID/cgroup,"files":{as stats, limits too},"mounts":TEXT of /proc/PID/mountinfo,"status":TEXT of /proc/PID/status,
+ *           "cgroups":TEXT of /proc/PID/cgroup,"files":{as stats, limits too},"mounts":TEXT of /proc/PID/mountinfo,"process":TEXT of /proc/PID/status,
  *           "uid_map":TEXT,"gid_map":TEXT,"rootfs":PATH,"upper":PATH,"layers":[{"name":PARTNAME,"path":PATH,"device":"vda1"},…]}; STATE is created, running,
  *          paused or stopped; without "name" of the guest itself: namespaces, cgroup files of the root, mounts, meminfo, uptime
  * list     {"op":"list"}: {"containers":[{"name","state","pid","status" if stopped},…]}
@@ -84,7 +84,8 @@
  *
  * ---- The guest ----------------------------------------------------------------------------------------------------
  *
- * rescan   {"op":"rescan"}: {"layers":[PARTNAME,…]}: partition tables of all disks read again, what can be named as a layer
+ * rescan   {"op":"rescan"}: {"layers":[PARTNAME,…]}: the partition tables (GPT) of all disks read again, also of one that has grown while its
+ *          layers are in use: what can be named as a layer
  * dial     {"op":"dial","address":"10.88.0.2","port":80}: {} and streams 0 and 1 are a TCP connection, from the guest's network namespace
  * shutdown {"op":"shutdown"}: {} and then all containers are killed, file systems written, and the guest powered off
  *
@@ -102,6 +103,7 @@
 
 #include <stdint.h>
 
+#define AGENT_VERSION "1"
 enum { AGENT_PORT = 1024, PROTOCOL = 1 };
 enum kind { HELLO = 'H', REQUEST = 'R', ANSWER = 'A', EVENT = 'E', DATA = 'D', CREDIT = 'W', CLOSE = 'C' };
 enum { WINDOW = 65536, DATA_MOST = 32768, REQUEST_MOST = 1 << 20, ANSWER_MOST = 1 << 20 };
