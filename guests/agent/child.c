@@ -70,8 +70,6 @@ static long first(const struct first_plan *plan)
 	if (failed >= 0)
 		failed = join(config);
 	if (failed >= 0)
-		failed = files_write(container, json_get(plan->request, "files"));
-	if (failed >= 0)
 		failed = become_root(container);
 	if (failed >= 0 && container->namespaces & CLONE_NEWCGROUP)
 		failed = STEP("unshare", "its own cgroup looks like the topmost one", SYS(unshare, CLONE_NEWCGROUP), "CLONE_NEWCGROUP");

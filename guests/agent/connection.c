@@ -128,8 +128,8 @@ static struct stream *stream_new(struct connection *connection, uint32_t id, uin
 {
 	for (struct stream *stream = streams; stream < streams + STREAMS_MOST; stream++)
 		if (!stream->watch.ready) {
-			*stream = (struct stream){.connection = connection, .id = id, .number = number, .credit = WINDOW};
-			stream->is_input = is_input;
+			*stream = (struct stream){.connection = connection, .id = id, .number = number, .is_input = is_input};
+			stream->credit = is_input ? WINDOW : OUT_WINDOW;
 			return stream;
 		}
 	SYS(close, fd);

@@ -31,6 +31,22 @@ static bool is_name(const char *name)
 	return true;
 }
 
+/* ---- steps ------------------------------------------------------------------------------------------------ */
+
+static struct asker explained;
+
+static void tell_step(const char *json, size_t size)
+{
+	send_json(explained.connection, EVENT, explained.id, json, size);
+}
+
+static void explain(struct asker asker, const struct json *request)
+{
+	explained = asker;
+	explain_to = tell_step;
+	explaining = json_true(json_get(request, "explain"));
+}
+
 /* ---- making one ------------------------------------------------------------------------------------------- */
 
 static long read_maps(const struct json *list, struct map *maps, int *count)
@@ -116,6 +132,8 @@ static long make(struct container *container, const struct json *request, struct
 	failed = cgroup_make(container, json_path(config, "linux.resources"));
 	if (failed >= 0)
 		failed = root_make(container, request);
+	if (failed >= 0)
+		failed = files_write(container, json_get(request, "files"));
 	return failed < 0 ? failed : first_process(container, &plan, asker);
 }
 
@@ -147,7 +165,7 @@ void container_create(struct asker asker, const struct json *request)
 	container->owner = asker.connection;
 	container->owner_id = asker.id;
 	container->remove = json_true(json_get(request, "start"));
-	explaining = json_true(json_get(request, "explain"));
+	explain(asker, request);
 	long failed = make(container, request, asker);
 	explaining = false;
 	if (failed >= 0)
@@ -183,7 +201,7 @@ void container_exec(struct asker asker, struct container *container, const struc
 		return answer_error(asker, -ESRCH, "exec", "%s is %s", container->name, container_state(container));
 	if (container && container->paused)
 		return answer_error(asker, -EBUSY, "exec", "%s is paused", container->name);
-	explaining = json_true(json_get(request, "explain"));
+	explain(asker, request);
 	struct spawn how = {
 		.role = EXECUTED, .container = container, .owner = asker, .cgroup = container ? container->cgroup : -1,
 		.keep = container ? container->pidfd : -1, .terminal = json_true(json_get(process, "terminal")), .explain = explaining,

@@ -40,7 +40,7 @@ struct asker { struct connection *connection; uint32_t id; };
 enum role { FIRST, EXECUTED, HELPER };
 
 struct process {
-	bool used, failed, executed, exited, gated;
+	bool used, failed, begins, executed, exited, gated; /* begins: nothing but execve is between it and its program */
 	enum role role;
 	int pid, wait_status;
 	struct container *container;   /* NULL: a process of the guest */
@@ -86,6 +86,7 @@ void reap(void);
 void resize(const struct process *process, int rows, int columns);
 __attribute__((noreturn)) void give_up(void);            /* in a child: tell the trouble and end */
 void tell_ready(void);                                   /* in a child: ready; waits to be let go on */
+void tell_begin(void);
 void tell_pid(int pid);
 long tell_terminal(int fd);
 enum { STATUS_FD = 3, KEPT_FD = 4 };
@@ -101,6 +102,7 @@ void event(struct asker asker, const struct text *json);
 /* root.c: layers and the union of them */
 long maps_write(int pid, const struct maps *maps);
 long root_make(struct container *container, const struct json *request);
+long files_write(const struct container *container, const struct json *files);
 void root_remove(const struct container *container);
 long layers_scan(struct text *names);
 const char *layer_name(int layer), *layer_path(int layer), *layer_device(int layer);
@@ -128,7 +130,6 @@ long network_inside(const struct network_plan *plan);                    /* the 
 /* mounts.c, in the container's process */
 long mounts_make(const struct container *container, const struct json *config, bool terminal);
 long mounts_mask(const struct json *config);
-long files_write(const struct container *container, const struct json *files);
 long terminal_take(int master, const struct json *size);
 long mounts_files(const struct container *container, const struct json *files);
 long root_enter(void);

@@ -1,7 +1,6 @@
 /* Files of a container for the host: archives in and out, by a process of their own, and TCP connections. */
 #include "container.h"
 
-#include <linux/in.h>
 #include <linux/resource.h>
 #include <linux/signal.h>
 
@@ -107,7 +106,7 @@ void ask_stat(struct asker asker, struct container *container, const struct json
 
 /* ---- connections into containers -------------------------------------------------------------------------- */
 
-enum { AF_INET = 2, SOCK_STREAM = 1, SOCK_NONBLOCK = O_NONBLOCK, SOCK_CLOEXEC = O_CLOEXEC, DIALS = 64, SOL_SOCKET = 1, SO_ERROR = 4 };
+enum { AF_INET = 2, SOCK_STREAM = 1, SOCK_NONBLOCK = O_NONBLOCK, SOCK_CLOEXEC = O_CLOEXEC, DIALS = 64, SOL_SOCKET = 1, SO_ERROR = 4, IPPROTO_TCP = 6, TCP_SYNCNT = 7, SYN_TRIES = 2 };
 
 /* One that is being made. Its watch ends when it is, or is refused. */
 static struct dial { struct watch watch; struct asker asker; } dials[DIALS];
@@ -158,6 +157,7 @@ void ask_dial(struct asker asker, const struct json *request)
 		return answer_error(asker, -EAGAIN, "dial", "%d are being made already", DIALS);
 	struct { uint16_t family, port; uint32_t address; uint8_t zero[8]; } to = {AF_INET, (uint16_t)((port & 0xff) << 8 | port >> 8), address, {0}};
 	int fd = (int)SYS(socket, AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+	SYS(setsockopt, fd, IPPROTO_TCP, TCP_SYNCNT, &(int){SYN_TRIES}, sizeof(int)); /* nobody at that address: known after 7 s */
 	long failed = fd < 0 ? fd : SYS(connect, fd, &to, sizeof to);
 	if (failed < 0 && failed != -EINPROGRESS) {
 		if (fd >= 0)

@@ -272,26 +272,7 @@ long mounts_make(const struct container *container, const struct json *config, b
 	return failed >= 0 && wants_terminal ? terminal(config) : failed;
 }
 
-/* Files that the host gives; they live beside the upper layer, so that no diff shows them. Written while we are the guest's root. */
-long files_write(const struct container *container, const struct json *files)
-{
-	int n = 0;
-	JSON_EACH(one, files) {
-		const char *content = json_string(json_get(one, "text"), "");
-		char path[128];
-		format(path, sizeof path, RUN "/c/%d/f%d", (int)(container - containers), n++);
-		long fd = SYS(openat, AT_FDCWD, path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, json_number(json_get(one, "mode"), 0644));
-		if (fd < 0)
-			return trouble_set(fd, "openat", "%s", path);
-		long failed = write_all((int)fd, content, strlen(content));
-		SYS(fchown, fd, id_outside(container->maps.uid, container->maps.uids, 0), id_outside(container->maps.gid, container->maps.gids, 0));
-		SYS(close, fd);
-		if (failed < 0)
-			return trouble_set(failed, "write", "%s", path);
-	}
-	return 0;
-}
-
+/* Files that the host gives, which lie beside the upper layer, so that no diff shows them. */
 long mounts_files(const struct container *container, const struct json *files)
 {
 	int n = 0;

@@ -5,7 +5,7 @@
 #include <linux/rtnetlink.h>
 #include <linux/veth.h>
 
-enum { AF_INET = 2, AF_NETLINK = 16, SOCK_RAW = 3, SOCK_CLOEXEC = O_CLOEXEC, UP = 1, LOOPBACK = 1, BYTES = 1024 };
+enum { AF_INET = 2, AF_NETLINK = 16, SOCK_DGRAM = 2, SOCK_RAW = 3, SIOCGIFINDEX = 0x8933, SOCK_CLOEXEC = O_CLOEXEC, UP = 1, LOOPBACK = 1, BYTES = 1024 };
 
 /* Requests one behind the other; each is acknowledged. */
 static struct { _Alignas(4) uint8_t bytes[BYTES]; size_t used; int count; } batch;
@@ -95,13 +95,10 @@ static void add_address(int index, uint32_t address, int prefix)
 	end(head);
 }
 
-static void set_up(int index, const char *name)
+static void set_up(int index)
 {
 	struct ifinfomsg body = {.ifi_index = index, .ifi_flags = UP, .ifi_change = UP};
-	struct nlmsghdr *head = begin(RTM_NEWLINK, 0, &body, sizeof body);
-	if (name)
-		text_attribute(IFLA_IFNAME, name);
-	end(head);
+	end(begin(RTM_NEWLINK, 0, &body, sizeof body));
 }
 
 static long index_of(const char *name)
@@ -207,7 +204,7 @@ long network_attach(const struct network_plan *plan, int pid, int number)
 	struct rtattr *about = open_nest(IFLA_LINKINFO);
 	text_attribute(IFLA_INFO_KIND, "veth");
 	struct rtattr *data = open_nest(IFLA_INFO_DATA), *peer = open_nest(VETH_INFO_PEER);
-	memcpy(add(sizeof body), &body, sizeof body);
+	add(sizeof body); /* not up: its other end is not there yet */
 	text_attribute(IFLA_IFNAME, "eth0");
 	attribute(IFLA_NET_NS_PID, &(uint32_t){(uint32_t)pid}, 4);
 	if (plan->has_mac)
@@ -225,16 +222,16 @@ long network_inside(const struct network_plan *plan)
 {
 	if (plan->kind == NET_HOST)
 		return 0;
-	set_up(LOOPBACK, NULL);
+	set_up(LOOPBACK);
 	if (plan->kind == NET_BRIDGE) {
 		struct rtmsg route = {.rtm_family = AF_INET, .rtm_table = RT_TABLE_MAIN, .rtm_protocol = RTPROT_BOOT, .rtm_type = RTN_UNICAST};
-		/* the new end is the namespace's newest device: its index is read by its name from the kernel's list */
 		struct { char name[16]; int index; uint8_t rest[20]; } request = {.name = "eth0"};
-		long fd = SYS(socket, AF_INET, 2 | SOCK_CLOEXEC, 0), got = fd < 0 ? fd : SYS(ioctl, fd, 0x8933 /* SIOCGIFINDEX */, &request);
+		long fd = SYS(socket, AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0), got = fd < 0 ? fd : SYS(ioctl, fd, SIOCGIFINDEX, &request);
 		if (got < 0)
 			return trouble_set(got, "network", "eth0 in the container");
 		SYS(close, fd);
 		add_address(request.index, plan->address, plan->prefix);
+		set_up(request.index);
 		struct nlmsghdr *head = begin(RTM_NEWROUTE, NLM_F_CREATE, &route, sizeof route);
 		attribute(RTA_GATEWAY, &plan->gateway, 4);
 		end(head);

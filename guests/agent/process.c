@@ -55,6 +55,11 @@ void tell_ready(void)
 		SYS(exit_group, 127);
 }
 
+void tell_begin(void)
+{
+	tell('X', "", 0);
+}
+
 void tell_pid(int pid)
 {
 	tell('P', &pid, sizeof pid);
@@ -279,7 +284,7 @@ static void answer_pid(struct process *process)
 static void settled(struct process *process)
 {
 	loop_close(&process->status);
-	if (process->failed)
+	if (process->failed || !process->begins)
 		return; /* told when it has been reaped */
 	process->executed = true;
 	if (process->role == FIRST)
@@ -305,6 +310,9 @@ static void message_of(struct process *process, char *bytes, size_t size, int fd
 		if (process->role == FIRST)
 			process->container->state = CREATED;
 		answer_pid(process);
+		break;
+	case 'X':
+		process->begins = true;
 		break;
 	case 'P':
 		if (size == 1 + sizeof(int))

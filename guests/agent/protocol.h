@@ -14,7 +14,7 @@
  *            {"error":{"errno":2,"step":"execve","text":"execve /bin/x: no such file or directory (errno 2)"}}
  *   EVENT    agent → host: {"event":…} about the container, process or transfer that request `id` made
  *   DATA     bytes of a stream of request `id`, at most DATA_MOST; an empty one is the end of that stream
- *   CREDIT   u32: so many more bytes of that stream may be sent. Each stream starts with a credit: WINDOW bytes for
+ *   CREDIT   u32: so many more bytes of that stream may be sent. Each stream starts with a credit: OUT_WINDOW bytes for
  *            those from the agent, WINDOW for those to it. Who gets more than was allowed ends the connection.
  *   CLOSE    the receiver of a stream wants no more of it; the agent closes its end (a writer gets SIGPIPE)
  *
@@ -106,7 +106,7 @@
 #define AGENT_VERSION "1"
 enum { AGENT_PORT = 1024, PROTOCOL = 1 };
 enum kind { HELLO = 'H', REQUEST = 'R', ANSWER = 'A', EVENT = 'E', DATA = 'D', CREDIT = 'W', CLOSE = 'C' };
-enum { WINDOW = 65536, DATA_MOST = 32768, REQUEST_MOST = 1 << 20, ANSWER_MOST = 1 << 20 };
+enum { WINDOW = 65536, OUT_WINDOW = 1 << 20, DATA_MOST = 32768, REQUEST_MOST = 1 << 20, ANSWER_MOST = 1 << 20 };
 enum { STREAM_IN = 0, STREAM_OUT = 1, STREAM_ERR = 2, STREAMS = 3 };
 
 struct frame {

@@ -218,6 +218,7 @@ void run_program(const struct json *process, bool with_init)
 	else {
 		step_done(step_start(), "execve", with_init ? "our own first process, which starts the program" : "the program begins; what was before it is gone",
 			  0, "%s", list[0]);
+		tell_begin();
 		if (with_init) {
 			arguments[0] = "pykvm-init";
 			failed = SYS(execveat, own_program, "", arguments, variables, AT_EMPTY_PATH);

@@ -157,7 +157,8 @@ static int parent_of(char *name, char **last)
 		if (is_last || fd < 0)
 			return fd;
 		if (*name && !same(name, ".")) {
-			SYS(mkdirat, fd, name, 0755);
+			if (SYS(mkdirat, fd, name, 0755) >= 0)
+				SYS(fchownat, fd, name, id_outside(place.maps->uid, place.maps->uids, 0), id_outside(place.maps->gid, place.maps->gids, 0), AT_SYMLINK_NOFOLLOW);
 			text_format(&text, "/%s", name);
 			SYS(close, fd);
 			fd = inside(place.root, path, O_PATH | O_DIRECTORY | O_CLOEXEC);

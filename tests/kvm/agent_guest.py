@@ -1,0 +1,244 @@
+"""One Linux guest with the agent as its first process, and containers in it by nothing but the agent's protocol."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import socket
+import sys
+import threading
+import time
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from pykvm.containers.archive import load
+from pykvm.containers.busybox import busybox_layer
+from pykvm.containers.calls import AgentClient, AgentError, AgentGoneError, Call, Data
+from pykvm.containers.guest_boot import load_agent
+from pykvm.containers.layer_disk import LayerDisk, partition_name
+from pykvm.containers.layer_files import layer_files
+from pykvm.containers.oci_config import Place, oci_config
+from pykvm.containers.run_options import RunOptions
+from pykvm.containers.seccomp import compile_filter
+from pykvm.containers.store import ImageStore
+from pykvm.containers.users import User
+from pykvm.containers.wire import PORT
+from pykvm.devices.virtio.block import Block
+from pykvm.devices.virtio.disk_files import RawFile
+from pykvm.devices.virtio.fs import Fs
+from pykvm.devices.virtio.host_folder import HostFolder
+from pykvm.devices.virtio.vsock import Vsock
+from pykvm.linux.initramfs import applets
+from pykvm.machine import Machine
+
+sys.path.append(str(Path(__file__).parents[1] / "unit"))
+from image_parts import docker_archive, entry, layer, tar_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from pykvm.linux.kit import Kit
+    from pykvm.result import RunResult
+
+__all__ = ["AgentError", "Ended", "Guest", "follow"]
+
+LIMIT_S = 120.0
+FIRST_ID = 100_000
+
+
+@dataclass
+class Ended:
+    """What became of a process: its exit event, its output, and the other events."""
+
+    status: int = -1
+    out: bytes = b""
+    err: bytes = b""
+    exit: dict[str, Any] = field(default_factory=dict)
+    events: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        """Both outputs."""
+        return (self.out + self.err).decode(errors="replace")
+
+
+def follow(call: Call, *, is_tty: bool = False) -> Ended:
+    """Everything until the end of a process and of its streams."""
+    found, open_streams = Ended(), {1} if is_tty else {1, 2}
+    for item in call:
+        if isinstance(item, Data):
+            if item.stream == 1:
+                found.out += item.data
+            else:
+                found.err += item.data
+            if not item.data:
+                open_streams.discard(item.stream)
+        elif item["event"] == "exit":
+            found.exit, found.status = item, item["status"]
+        else:
+            found.events.append(item)
+        if found.exit and not open_streams:
+            break
+    return found
+
+
+class Guest:
+    """The guest; `client` speaks to its agent. It has busybox in two layers, a disk, and a folder of the host."""
+
+    def __init__(self, kit: Kit, folder: Path, disk: Path | None = None) -> None:
+        self.kit = kit
+        self.folder = folder
+        self.console = bytearray()
+        self.result: RunResult | None = None
+        self._names = (f"c{n}" for n in itertools.count())
+        self._stack = ExitStack()
+        self.share = folder / "share"
+        self.share.mkdir()
+        self.disk = disk
+        self._link: socket.socket | None = None
+        base = busybox_layer(kit.busybox, applets(kit.busybox))
+        store = ImageStore(folder / "store")
+        image = load(store, io.BytesIO(tar_of(docker_archive([base, _top()], ["a"]))))[0].image
+        self.layers = LayerDisk(layer_files(store, image))
+        self.names = [partition_name(one) for one in self.layers.layers]
+
+    def __enter__(self) -> Self:
+        self.machine = self._stack.enter_context(Machine(memory="256M", console=self.console.extend))
+        self.machine.virtio.add(Block(self.layers))
+        if self.disk:
+            self.machine.virtio.add(Block(RawFile(self.disk)))
+        self.machine.virtio.add(Fs(HostFolder(self.share), "host"))
+        self.machine.virtio.add(Vsock(3, self.folder / "v"))
+        load_agent(self.machine, self.kit, "guest")
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+        try:
+            self._link = self.connect()
+            self.client = AgentClient(self._link)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(AttributeError, AgentError, AgentGoneError, TimeoutError):
+            self.client.ask("shutdown", 30)
+        self._thread.join(30)
+        if self._thread.is_alive():
+            self.machine.stop()
+            self._thread.join()
+        self._stack.close()
+
+    def _run(self) -> None:
+        self.result = self.machine.run(timeout=600)
+        if self._link:
+            with suppress(OSError):
+                self._link.shutdown(socket.SHUT_RDWR)  # who waits for an answer hears that there is none
+
+    def connect(self) -> socket.socket:
+        """A connection to the agent, once it listens."""
+        end = time.monotonic() + LIMIT_S
+        while self._thread.is_alive() and time.monotonic() < end:
+            link = socket.socket(socket.AF_UNIX)
+            link.settimeout(LIMIT_S)
+            with suppress(OSError):
+                link.connect(str(self.folder / "v"))
+                link.sendall(f"CONNECT {PORT}\n".encode())
+                line = b""
+                while (byte := link.recv(1)) and byte != b"\n":
+                    line += byte
+                if line.startswith(b"OK"):
+                    return link
+            link.close()
+            time.sleep(0.05)
+        raise AssertionError(f"no agent: {self.console.decode(errors='replace')}")
+
+    # ---- containers
+
+    def config(self, options: RunOptions, uid: int = 0, *, is_mapped: bool = False) -> dict[str, Any]:
+        """config.json by the rules of `container run`; without a user namespace unless `is_mapped`."""
+        user = User(uid, uid, (), "")
+        found = oci_config({}, options, user, Place("id", FIRST_ID, (6, 1)))
+        if not is_mapped:
+            linux = found["linux"]
+            linux["namespaces"] = [one for one in linux["namespaces"] if one["type"] != "user"]
+        return found
+
+    def wish(
+        self,
+        command: str | list[str],
+        *,
+        uid: int = 0,
+        is_mapped: bool = False,
+        name: str = "",
+        more: Mapping[str, Any] | None = None,
+        mounts: Iterable[Mapping[str, Any]] = (),
+        **options: Any,
+    ) -> dict[str, Any]:
+        """The words of a `create`; a text is run by sh -c."""
+        args = ["/bin/sh", "-c", command] if isinstance(command, str) else command
+        config = self.config(RunOptions(command=tuple(args), **options), uid, is_mapped=is_mapped)
+        config["mounts"] += mounts
+        profile = config["linux"].pop("seccomp", None)
+        found = {"name": name or next(self._names), "config": config, "layers": self.names, "start": True}
+        if profile:
+            found["seccomp"] = compile_filter(profile).hex()
+        return found | dict(more or {})
+
+    def open(self, command: str | list[str], **words: Any) -> tuple[str, Call]:
+        """A container that runs: its name, and the request that made it. Raises AgentError."""
+        wish = self.wish(command, **words)
+        call = self.client.open("create", **wish)
+        call.answer(LIMIT_S)
+        return wish["name"], call
+
+    def run(self, command: str | list[str], **words: Any) -> Ended:
+        """A container from its beginning to its end, deleted. Raises AgentError."""
+        name, call = self.open(command, **words)
+        found = follow(call, is_tty=bool(words.get("tty")))
+        self.client.ask("delete", LIMIT_S, name=name)
+        return found
+
+    def exec(self, name: str | None, command: str | list[str], **words: Any) -> Ended:
+        """A process in a container, or in the guest itself. Raises AgentError."""
+        args = ["/bin/sh", "-c", command] if isinstance(command, str) else command
+        process = {"args": args, "env": ["PATH=/bin:/sbin:/usr/bin:/usr/sbin"], "cwd": "/"}
+        if name:
+            process = self.config(RunOptions(command=tuple(args)))["process"]
+        process |= words.pop("process", {})
+        named = {"name": name} if name else {}
+        call = self.client.open("exec", process=process, **named, **words)
+        call.answer(LIMIT_S)
+        return follow(call, is_tty=bool(process.get("terminal")))
+
+    def tar(self, op: str, **words: Any) -> bytes:
+        """The archive that an operation gives. Raises AgentError."""
+        call = self.client.open(op, **words)
+        call.answer(LIMIT_S)
+        found = bytearray()
+        for item in call:
+            if isinstance(item, Data):
+                found += item.data
+            elif item["event"] == "end":
+                if "error" in item:
+                    raise AgentError(item["error"])
+                break
+        return bytes(found)
+
+
+def _top() -> bytes:
+    """A second layer: it hides a file of the first, and adds some."""
+    return layer(
+        entry("etc", kind=b"5"),
+        entry("etc/.wh.shadow"),
+        entry("etc/image", b"of the image\n"),
+        entry("etc/passwd", b"root:x:0:0::/root:/bin/sh\n"),
+        entry("bin", kind=b"5"),
+        entry("bin/gains", b"x", mode=0o4755),
+        entry("bin/not_a_program", b"\0\1", mode=0o755),
+        entry("home", kind=b"5"),
+        entry("home/a", b"1"),
+        entry("home/hard", kind=b"1", linkname="home/a"),
+    )
