@@ -18,6 +18,7 @@ __all__ = ["load_agent"]
 _MODULES = (
     "virtio_mmio",
     "virtio_blk",
+    "virtiofs",
     "vmw_vsock_virtio_transport",
     "erofs",
     "overlay",

@@ -1,4 +1,4 @@
-"""One Linux guest with the agent as its first process, and containers in it by nothing but the agent's protocol."""
+"""One Linux guest with the agent as its first process; its containers by nothing but the agent's protocol."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def follow(call: Call, *, is_tty: bool = False) -> Ended:
 
 
 class Guest:
-    """The guest; `client` speaks to its agent. It has busybox in two layers, a disk, and a folder of the host."""
+    """The guest; `client` speaks to its agent. It has busybox in two layers, a disk, a folder of the host."""
 
     def __init__(self, kit: Kit, folder: Path, disk: Path | None = None) -> None:
         self.kit = kit
