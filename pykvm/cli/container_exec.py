@@ -28,7 +28,7 @@ def exec_command(name: str, words: tuple[str, ...], **given: Any) -> int:
     The exit status is the command's own, or
       125 pykvm failed    126 can't be executed    127 not found    128+n ended by signal n
     """
-    from pykvm.cli.container_parts import agent, notice, show_step, stores
+    from pykvm.cli.container_parts import StepPrinter, agent, notice, stores
     from pykvm.containers.calls import AgentError
     from pykvm.containers.entering import entry_request
     from pykvm.containers.run_options import parse_env
@@ -38,6 +38,7 @@ def exec_command(name: str, words: tuple[str, ...], **given: Any) -> int:
 
     if given["tty"] and given["interactive"] and not os.isatty(0):
         raise ConfigError("the input device is not a TTY")
+    show_step = StepPrinter()
     env = parse_env(given["env"], os.environ)
     with agent(name) as (containers, record, client):
         if record.state == "paused":

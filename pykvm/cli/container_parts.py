@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pykvm.containers.records import ContainerStore, Record
     from pykvm.containers.store import ImageStore
 
-__all__ = ["agent", "each", "notice", "seen", "show_step", "stores", "table"]
+__all__ = ["StepPrinter", "agent", "each", "notice", "seen", "stores", "table"]
 
 
 def notice(text: str) -> None:
@@ -74,13 +74,20 @@ def each(names: tuple[str, ...], do: Callable[[str], str | None]) -> int:
     return status
 
 
-def show_step(event: Mapping[str, Any]) -> None:
-    """A step of `--explain` as a line on stderr; nothing for other events."""
-    if event.get("event") != "step":
-        return
-    from pykvm.containers.explain import step_line
+class StepPrinter:
+    """Prints the steps of `--explain` on stderr, numbered as they come; nothing for other events."""
 
-    click.echo(step_line(event), err=True)
+    def __init__(self) -> None:
+        self._count = 0
+
+    def __call__(self, event: Mapping[str, Any]) -> None:
+        """One event."""
+        if event.get("event") != "step":
+            return
+        from pykvm.containers.explain import step_line
+
+        self._count += 1
+        click.echo(step_line(event, self._count), err=True)
 
 
 def table(head: list[str], body: list[list[str]]) -> None:

@@ -95,7 +95,7 @@ def run_command(image: str, words: tuple[str, ...], **given: Any) -> int:
     The exit status is the command's own, or
       125 pykvm failed    126 can't be executed    127 not found    128+n ended by signal n
     """  # noqa: D301 - click wants the \b itself
-    from pykvm.cli.container_parts import notice, show_step, stores
+    from pykvm.cli.container_parts import StepPrinter, notice, stores
     from pykvm.cli.progress import bars
     from pykvm.containers.guest_options import GuestOptions
     from pykvm.containers.running import Wish, add_container, find_image, start_container
@@ -120,7 +120,7 @@ def run_command(image: str, words: tuple[str, ...], **given: Any) -> int:
             containers.remove(record)
             raise
     with link:
-        return _see(link, record.id, options, detach=given["detach"], on_event=show_step)
+        return _see(link, record.id, options, detach=given["detach"], on_event=StepPrinter())
 
 
 def _see(link: Any, container_id: str, options: RunOptions, *, detach: bool, on_event: Any) -> int:

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 __all__ = ["step_line"]
 
 
-def step_line(step: Mapping[str, Any]) -> str:
-    """One step: its number, how long it took, who did it, the call and what it did to the container.
+def step_line(step: Mapping[str, Any], number: int) -> str:
+    """One step: its `number`, how long it took, who did it, the call and what it did to the container.
 
     ::
 
@@ -23,8 +23,8 @@ def step_line(step: Mapping[str, Any]) -> str:
     if result < 0:
         said = f"= -1 {errno.errorcode.get(-result, str(-result))}"
     line = (
-        f"{int(step.get('n') or 0):4} {int(step.get('ns') or 0) / 1e6:9.3f} ms  {step.get('who', '')!s:<9}  "
-        f"{step.get('call', '')!s:<13} {step.get('detail', '')}  {said}"
+        f"{number:4} {int(step.get('ns') or 0) / 1e6:9.3f} ms  {step.get('who', '')!s:<9}  "
+        f"{step.get('call', '')!s:<13} {' '.join(str(step.get('detail', '')).split())}  {said}"
     )
     effect = str(step.get("effect") or "")
     return f"{line}\n{'':<19}      {effect}" if effect else line

@@ -186,6 +186,8 @@ def top_rows(found: Mapping[str, Any], uptime_s: float, first_id: int) -> list[l
     """UID, PID, PPID, C, STIME, TTY, TIME, CMD of every process; ids and pids are the guest's."""
     rows = []
     for process in found.get("processes") or []:
+        if not {"stat", "status"} <= process.keys():
+            continue  # it ended while it was looked at
         stat = str(process["stat"])
         name = stat[stat.index("(") + 1 : stat.rindex(")")]
         words = stat[stat.rindex(")") + 2 :].split()

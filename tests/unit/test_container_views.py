@@ -138,6 +138,7 @@ def test_top_lists_processes() -> None:
     processes = [
         {"pid": 77, "stat": stat, "status": "Name: a\nUid:\t100000\t0\n", "cmdline": "sleep\x0010\0"},
         {"pid": 78, "stat": stat.replace("34816", "0"), "status": "Uid:\t33\n", "cmdline": ""},
+        {"pid": 79},
     ]
     first, second = listing.top_rows({"processes": processes}, 30.0, 100_000)
     assert (first[:4], first[5:]) == (["root", "77", "1", "10"], ["pts/0", "00:00:02", "sleep 10"])
@@ -266,7 +267,7 @@ def test_a_step_is_one_line_and_its_effect() -> None:
         "result": 0,
         "effect": "files",
     }
-    first, second = step_line(step).splitlines()
+    first, second = step_line(step, 3).splitlines()
     assert first.split() == ["3", "1.482", "ms", "agent", "mount", "overlay", "=", "0"]
     assert second.strip() == "files"
-    assert step_line({**step, "result": -2, "effect": ""}).endswith("= -1 ENOENT")
+    assert step_line({**step, "result": -2, "effect": ""}, 1).endswith("= -1 ENOENT")
