@@ -139,7 +139,6 @@ def test_each_step_is_told(did: dict[str, Result]) -> None:
     assert did["explain"].status == 0, steps
     for call in (
         "clone3",
-        "mount_setattr",
         "overlay",
         "memory.max",
         "pivot_root",
