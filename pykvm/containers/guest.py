@@ -11,14 +11,11 @@
 from __future__ import annotations
 
 import os
-import socket
 import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Self
 
-from pykvm.containers.calls import AgentClient, AgentGoneError
 from pykvm.containers.layer_disk import LayerDisk, partition_name
-from pykvm.containers.wire import PORT
 from pykvm.errors import PykvmError
 from pykvm.machine import Machine
 
@@ -26,12 +23,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from pykvm.containers.calls import AgentClient
     from pykvm.containers.guest_options import GuestOptions
     from pykvm.containers.layer_files import LayerFile
     from pykvm.linux.kit import Kit
     from pykvm.result import RunResult
 
-__all__ = ["ContainerGuest", "connect_agent"]
+__all__ = ["ContainerGuest"]
 
 _CID = 3
 _CONNECT_S = 120.0
@@ -95,33 +93,3 @@ class ContainerGuest:
 def _log(data: bytes) -> None:
     """What the guest's kernel prints goes where the process' own words go."""
     os.write(1, data)
-
-
-def connect_agent(path: str | Path, limit_s: float = _CONNECT_S) -> AgentClient:
-    """A client of the agent behind a vsock's Unix socket, once it is there. Raises AgentGoneError."""
-    end = time.monotonic() + limit_s
-    while True:
-        try:
-            return AgentClient(_dial(path))
-        except (OSError, AgentGoneError) as error:
-            if time.monotonic() > end or isinstance(error, FileNotFoundError):
-                raise AgentGoneError(f"the agent in the guest can't be reached: {error}") from None
-        time.sleep(_RETRY_S)
-
-
-def _dial(path: str | Path) -> socket.socket:
-    link = socket.socket(socket.AF_UNIX)
-    try:
-        link.connect(str(path))
-        link.sendall(f"CONNECT {PORT}\n".encode())
-        while (byte := link.recv(1)) != b"\n":
-            _check(byte)
-    except BaseException:
-        link.close()
-        raise
-    return link
-
-
-def _check(byte: bytes) -> None:
-    if not byte:
-        raise AgentGoneError("nobody listens yet")

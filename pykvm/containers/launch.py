@@ -62,7 +62,7 @@ def reach(room: Room, name: str) -> socket.socket:
 
 def agent_of(room: Room, record: Record) -> AgentClient:
     """A client of the agent of a container's machine. Raises AgentGoneError."""
-    from pykvm.containers.guest import connect_agent  # noqa: PLC0415 - who asks no agent does not pay
+    from pykvm.containers.dialling import connect_agent  # noqa: PLC0415 - who asks no agent does not pay
 
     with room.opened() as folder:
         try:
@@ -161,7 +161,8 @@ def _tell(told: int, line: str) -> None:
 
 
 def _serve(name: str, options: GuestOptions, parts: Any, layers: Sequence[LayerFile], told: int) -> None:
-    from pykvm.containers.guest import ContainerGuest, connect_agent  # noqa: PLC0415 - the daemon alone pays
+    from pykvm.containers.dialling import connect_agent  # noqa: PLC0415 - the daemon alone pays
+    from pykvm.containers.guest import ContainerGuest  # noqa: PLC0415 - as above
     from pykvm.containers.service import Service  # noqa: PLC0415 - as above
     from pykvm.control import Control  # noqa: PLC0415 - as above
 
