@@ -38,6 +38,7 @@ class Console:
         self._listener = listener
         self._lock = lock
         self._kept = bytearray()
+        self._viewers: list[Callable[[bytes], None]] = []
         self.cut_bytes = 0
 
     def write(self, data: bytes) -> None:
@@ -50,6 +51,18 @@ class Console:
         """Hand on what the C loop has taken."""
         with self._lock:
             self._drain()
+
+    def watch(self, viewer: Callable[[bytes], None], *, recent: int) -> bytes:
+        """Have `viewer` called with each piece from now on; up to `recent` bytes of what came before."""
+        with self._lock:
+            self._drain()
+            self._viewers.append(viewer)
+            return bytes(self._kept[-recent:])
+
+    def unwatch(self, viewer: Callable[[bytes], None]) -> None:
+        """The end of watch()."""
+        with self._lock:
+            self._viewers.remove(viewer)
 
     def contents(self) -> bytes:
         """Everything kept so far."""
@@ -74,3 +87,5 @@ class Console:
         self.cut_bytes += max(len(data) - room, 0)
         if self._listener:
             self._listener(data)
+        for viewer in self._viewers:
+            viewer(data)

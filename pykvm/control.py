@@ -5,6 +5,8 @@
     {"do": "stop"}                           {"ok": true}, and the run ends
     {"do": "trace", "only": [...], ...}      {"about": {...}}, then {"events": [[...], ...]} again and again,
                                              at last {"end": {...}}
+    {"do": "console", ...}                   {"ok": true, ...}, then the console's bytes both ways
+    {"do": "resize", "columns": N, ...}      {"ok": true}
     anything else                            {"error": "a line of text"}
 
 A request is answered in a thread of its own. Who wants more of any machine adds a row to `_ANSWERS`.
@@ -15,6 +17,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self
 
@@ -46,7 +49,7 @@ class Control:
         self._answers: Mapping[str, Answer] = {**_ANSWERS, **(more or {})}
         machine.allow_attach()
         self._socket = seat.listen()
-        self._links: set[socket.socket] = set()
+        self._links: dict[socket.socket, threading.Thread] = {}
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._accept, name="control", daemon=True)
 
@@ -61,9 +64,13 @@ class Control:
         self._thread.join(_JOIN_S)
         self._socket.close()
         with self._lock:
-            for link in self._links:
+            links = dict(self._links)
+            for link in links:
                 with suppress(OSError):
                     link.shutdown(socket.SHUT_RD)
+        until = time.monotonic() + _JOIN_S
+        for thread in links.values():  # they still tell what was last
+            thread.join(max(until - time.monotonic(), 0))
 
     def _accept(self) -> None:
         while True:
@@ -71,9 +78,10 @@ class Control:
                 link, _ = self._socket.accept()
             except OSError:
                 return
+            thread = threading.Thread(target=self._serve, args=(link,), name="control-link", daemon=True)
             with self._lock:
-                self._links.add(link)
-            threading.Thread(target=self._serve, args=(link,), name="control-link", daemon=True).start()
+                self._links[link] = thread
+                thread.start()
 
     def _serve(self, link: socket.socket) -> None:
         try:
@@ -85,7 +93,7 @@ class Control:
             pass  # who asked has gone, or speaks another language: there is nobody to tell
         finally:
             with self._lock:
-                self._links.discard(link)
+                del self._links[link]
             link.close()
 
     def _answer(self, link: socket.socket, request: Mapping[str, Any]) -> None:
@@ -110,7 +118,19 @@ def _trace(machine: Machine, link: socket.socket, request: Mapping[str, Any]) ->
     serve_trace(machine, link, request)
 
 
-_ANSWERS: dict[str, Answer] = {"stop": _stop, "trace": _trace}
+def _console(machine: Machine, link: socket.socket, request: Mapping[str, Any]) -> None:
+    from pykvm.remote_console import serve_console  # noqa: PLC0415 - as above
+
+    serve_console(machine, link, request)
+
+
+def _resize(machine: Machine, link: socket.socket, request: Mapping[str, Any]) -> None:
+    from pykvm.remote_console import serve_resize  # noqa: PLC0415 - as above
+
+    serve_resize(machine, link, request)
+
+
+_ANSWERS: dict[str, Answer] = {"stop": _stop, "trace": _trace, "console": _console, "resize": _resize}
 
 
 def send_line(link: socket.socket, value: Mapping[str, Any]) -> None:

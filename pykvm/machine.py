@@ -602,6 +602,22 @@ class Machine:
         self.virtio.add(self.terminal)
         return self.terminal
 
+    def watch_console(self, viewer: Callable[[bytes], None], *, recent: int = 0) -> bytes:
+        """Have `viewer` called with what is printed from now on, from any thread, until unwatch_console().
+
+        It may not wait. Up to `recent` bytes of what was printed before are returned. Where the guest prints
+        without pykvm's vCPU stopping, pump_console() hands it on.
+        """
+        return self._console.watch(viewer, recent=recent)
+
+    def unwatch_console(self, viewer: Callable[[bytes], None]) -> None:
+        """The end of watch_console()."""
+        self._console.unwatch(viewer)
+
+    def pump_console(self) -> None:
+        """Hand on what the guest has printed so far."""
+        self._console.pump()
+
     def end_input(self) -> None:
         """Nothing more will be typed: a guest that reads by hypercall finds the end of its input.
 

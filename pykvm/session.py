@@ -68,12 +68,18 @@ _LOAD = ("mode", "address", "entry", "cmdline", "read_only", "snapshot", "boot")
 
 
 def run_image(
-    image: str, options: Mapping[str, Any], *, show: bool, prepare: Prepare | None = None
+    image: str,
+    options: Mapping[str, Any],
+    *,
+    show: bool,
+    prepare: Prepare | None = None,
+    on_ready: Callable[[], None] = lambda: None,
 ) -> RunResult:
     """Run `image` as `pykvm run` does; `options` are those of the command, None for what was not given.
 
     With `show`, the guest's output goes to stdout as it comes, and stdin to the guest. `prepare` gets the
     loaded machine, the output, and what says that a reader who takes nothing need not be waited for.
+    `on_ready` is called when the machine is about to run and answers to its name.
 
     With the option `paravirt`, `image` is a program, which gets `args`, `env`, `files` and `trees`.
     """
@@ -89,6 +95,7 @@ def run_image(
         watch.start(machine)
         if seat:
             stack.enter_context(_control(seat, machine, image))
+        on_ready()
         return _run(machine, watch, show=show)
 
 

@@ -19,6 +19,7 @@ COMMANDS = {
     "trace": "Run a guest and show what it asks for, layer by layer.",
     "compare": "Do the same work with no guest, an emulated PC and hypercalls; say what each costs.",
     "ps": "List the running machines that have a name.",
+    "console": "Be the console of a running machine.",
     "stop": "End running machines by name.",
     "guests": "List the tiny guests that travel with pykvm.",
     "kernel": "Fetch the Linux kernel that `pykvm run linux` boots.",

@@ -188,7 +188,9 @@ _OPTIONS = [
         help="A variable of the program's environment, else empty; without VALUE as it is here.",
     ),
     click.option(
-        "--name", metavar="NAME", help="Be known to `pykvm ps`, `stop` and `trace --attach` by this name."
+        "--name",
+        metavar="NAME",
+        help="Be known to `pykvm ps`, `console`, `stop` and `trace --attach` by this name.",
     ),
     click.option(
         "-t",
@@ -230,11 +232,17 @@ def machine_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @click.command(cls=MachineCommand)
 @machine_options
+@click.option(
+    "-d",
+    "--detach",
+    is_flag=True,
+    help="Run in the background, under a --name; `pykvm console` is its console then.",
+)
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but what the guest prints.")
 @click.option(
     "--json", "as_json", is_flag=True, help="Print the result as JSON on stdout, the console in it."
 )
-def command(image: str, quiet: bool, as_json: bool, **options: Any) -> int:
+def command(image: str, quiet: bool, as_json: bool, detach: bool, **options: Any) -> int:
     """Run IMAGE and show what it prints.
 
     IMAGE is a guest's name (see `pykvm guests`), `linux`, or a file: flat binary, ELF, multiboot kernel,
@@ -258,6 +266,7 @@ def command(image: str, quiet: bool, as_json: bool, **options: Any) -> int:
     \b
     Examples:
       pykvm run 01_hello
+      pykvm run --detach --name web linux
       pykvm run linux --smp 2 --init "grep -c ^processor /proc/cpuinfo"
       pykvm run --mode real16 --address 0x7c00 boot.bin
       pykvm run --board testdev kernel.flat --append "arg1 arg2" --timeout 10
@@ -266,6 +275,8 @@ def command(image: str, quiet: bool, as_json: bool, **options: Any) -> int:
     """  # noqa: D301 - click wants the \b itself
     from pykvm.session import run_image
 
+    if detach:
+        return _detached(image, options, as_json=as_json)
     result = run_image(image, options, show=not as_json)
     if as_json:
         _print_json(result)
@@ -274,6 +285,19 @@ def command(image: str, quiet: bool, as_json: bool, **options: Any) -> int:
         if not quiet:
             print_end(result)
     return result.exit_status
+
+
+def _detached(image: str, options: dict[str, Any], *, as_json: bool) -> int:
+    if as_json or not options.get("name"):
+        raise click.UsageError("--detach wants a --name, and has no result to print")
+    from pykvm.detach import in_background
+    from pykvm.session import run_image
+
+    def work(runs: Callable[[], None]) -> int:
+        options["detach"] = True
+        return run_image(image, options, show=False, on_ready=runs).exit_status
+
+    return in_background(work)
 
 
 def print_warnings(result: RunResult) -> None:

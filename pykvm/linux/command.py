@@ -56,9 +56,10 @@ def linux_machine(
         size = shutil.get_terminal_size()
         job.add("window", size.lines, size.columns)
     command = options.get("init")
-    if command is None and not show:
+    is_detached = bool(options.get("detach"))
+    if command is None and not show and not is_detached:
         raise ConfigError("a shell needs a terminal or its input; say what to run with --init COMMAND")
-    if command is None and sys.stdin and not sys.stdin.isatty():
+    if command is None and not is_detached and sys.stdin and not sys.stdin.isatty():
         command = "cat | /bin/sh"  # a shell on a terminal would show a prompt, and edit lines
     if command is not None:
         job.add("plain")
