@@ -7,6 +7,7 @@
  *   exit_port NUMBER        32 bits written there end the run with that status
  *   tty NAME                the command's terminal, by default /dev/console
  *   plain                   that terminal neither echoes nor makes \r\n of \n
+ *   start COMMAND           by /bin/sh -c, before the command; they come in order
  *   run COMMAND             by /bin/sh -c; without it a shell
  *
  * It writes how far it is to port 0x80: its modules are loaded, the terminal is ready, the command has ended.
@@ -175,6 +176,31 @@ static void set_variable(char *pair)
 		environment[environment_used++] = pair;
 }
 
+/* Run a line of the shell's, and wait for it. */
+static void first(const char *line)
+{
+	const char *command[] = {"/bin/sh", "-c", line, 0};
+	int status = 0;
+	long child = call3(SYS_fork, 0, 0, 0);
+	if (child == 0) {
+		call3(SYS_execve, PTR("/bin/sh"), PTR(command), PTR(environment));
+		call3(SYS_exit, NOT_FOUND, 0, 0);
+	}
+	if (child < 0 || call5(SYS_wait4, child, PTR(&status), 0, 0, 0) < 0 || status)
+		fail("starting", line, child < 0 ? child : -(long)(status & 0x7f ? status & 0x7f : status >> 8 & 0xff));
+}
+
+/* The loopback interface, which everybody expects to be up. */
+static void raise_loopback(void)
+{
+	struct ifreq request = {"lo", IFF_UP | IFF_RUNNING, {0}};
+	long fd = call3(SYS_socket, AF_INET, SOCK_DGRAM, 0);
+	if (fd < 0)
+		return;
+	call3(SYS_ioctl, fd, SIOCSIFFLAGS, PTR(&request));
+	call3(SYS_close, fd, 0, 0);
+}
+
 static void obey(char *line)
 {
 	char *key = word(&line);
@@ -194,6 +220,8 @@ static void obey(char *line)
 		conf.tty = line;
 	else if (same(key, "plain"))
 		conf.plain = 1;
+	else if (same(key, "start"))
+		first(line);
 	else if (same(key, "run"))
 		conf.run = line;
 	else if (same(key, "window"))
@@ -324,6 +352,7 @@ __attribute__((used, noreturn)) static void start(void)
 {
 	long child, status;
 	mount_usual();
+	raise_loopback();
 	configure();
 	mark(KERNEL_READY);
 	hear_signals();

@@ -94,8 +94,10 @@ _OPTIONS = [
         "--net",
         "nets",
         multiple=True,
-        metavar="tap[=NAME]|fd=N[,mac=MAC]",
-        help="For Linux: a network card on a tap device, or on a socket of datagrams; repeat for more.",
+        metavar="user|tap[=NAME]|fd=N|none[,mac=MAC]",
+        help="For Linux: a network card. `user`: its connections are the host's, through passt, and "
+        "user,tcp=8080:80 leads a port of the host to it; else a tap device, or a socket of datagrams. "
+        "Repeat for more.",
     ),
     click.option(
         "--vsock",

@@ -28,6 +28,16 @@ _KEPT = 8
 _NAME = "initramfs.cpio"
 _KIND = "linux-initramfs"
 _CONF = "pykvm.conf"
+_DHCP = b"""#!/bin/sh
+case $1 in
+deconfig)
+    ip link set "$interface" up ;;
+bound | renew)
+    ip addr replace "$ip/${mask:-24}" dev "$interface"
+    [ -z "$router" ] || ip route replace default via "${router%% *}" dev "$interface"
+    for server in $dns; do echo "nameserver $server"; done >/etc/resolv.conf ;;
+esac
+"""
 _MOST_CONF_BYTES = 65_536  # CONF_MAX of the first process
 
 
@@ -65,7 +75,7 @@ def build_initramfs(kit: Kit, job: Job, modules: Iterable[str]) -> bytes:
         (where / _NAME).write_bytes(cpio.pack(members))
         return {"kernel": kit.kernel.release, "modules": [module.name for module in found]}
 
-    digest = hashlib.sha256(kit.init.read_bytes())
+    digest = hashlib.sha256(kit.init.read_bytes() + _DHCP)
     digest.update("\0".join([kit.kernel.key, kit.busybox.parent.name, *wanted]).encode())
     entry = kit.store.obtain(_KIND, digest.hexdigest()[:32], build, lambda _text: None, keep=_KEPT)
     conf = cpio.pack([job.entry([str(name) for name in entry.about["modules"]])])
@@ -79,6 +89,7 @@ def _members(init: bytes, busybox: Path) -> Iterable[cpio.Entry]:
     yield cpio.device("dev/console", "c", 5, 1)
     yield cpio.directory("usr/bin")
     yield cpio.directory("usr/sbin")
+    yield cpio.file("etc/udhcpc.script", _DHCP, 0o755)
     yield cpio.file("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\n")
     yield cpio.file("etc/group", b"root:x:0:\n")
     yield cpio.file("bin/busybox", busybox.read_bytes(), 0o755)

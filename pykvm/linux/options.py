@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import sys
 from pathlib import Path
@@ -28,7 +29,12 @@ _ONLY_LINUX = {
     "vsock": "--vsock",
     "balloon": "--balloon",
 }
+DHCP = (
+    "ip link set {card} up && timeout 20 udhcpc -q -n -f -t 15 -T 1 -s /etc/udhcpc.script -i {card} "
+    ">/dev/null 2>&1"
+)
 _SHARE_PATH = "/share"
+_PORTS = re.compile(r"\d{1,5}(:\d{1,5})?")
 
 
 def is_linux(image: Path) -> bool:
@@ -63,8 +69,8 @@ def add_devices(machine: Machine, options: Mapping[str, Any], job: Job | None = 
     for number, text in enumerate(options.get("shares") or ()):
         _add_share(machine, text, f"share{number}", job, is_first=not number)
         modules.append("virtiofs")
-    for number, text in enumerate(options.get("nets") or ()):
-        _add_net(machine, text, number)
+    for number, text in enumerate(text for text in options.get("nets") or () if text != "none"):
+        _add_net(machine, text, number, job)
         modules.append("virtio_net")
     if text := options.get("vsock"):
         _add_vsock(machine, text)
@@ -133,23 +139,37 @@ def _add_share(machine: Machine, text: str, tag: str, job: Job | None, *, is_fir
             job.add("dir", where)
 
 
-def _add_net(machine: Machine, text: str, number: int) -> None:
-    """tap[=NAME] or fd=N, and mac=MAC; by default a local address of its own."""
+def _add_net(machine: Machine, text: str, number: int, job: Job | None) -> None:
+    """tap[=NAME], fd=N, user or none, and mac=MAC; by default a local address of its own."""
     from pykvm.devices.virtio.net import Net, open_tap, parse_mac  # noqa: PLC0415 - as above
 
     kind, words = _split(text)
-    mac = bytes([0x52, 0x54, 0, *os.urandom(2), number])
+    mac, ports = bytes([0x52, 0x54, 0, *os.urandom(2), number]), []
     for word in words:
-        if not word.startswith("mac="):
-            raise ConfigError(f"--net {text}: {word!r} is not mac=MAC")
-        mac = parse_mac(word.removeprefix("mac="))
+        key, _, value = word.partition("=")
+        if key == "mac":
+            mac = parse_mac(value)
+        elif key == "tcp" and kind == "user" and _PORTS.fullmatch(value):
+            ports.append(value)
+        else:
+            also = " or tcp=HOSTPORT[:GUESTPORT]" if kind == "user" else ""
+            raise ConfigError(f"--net {text}: {word!r} is not mac=MAC{also}")
+    if kind == "user":
+        from pykvm.passt import UserNet  # noqa: PLC0415 - as above
+
+        machine.virtio.add(UserNet(mac, ports=ports, on_error=_tell))
+        if job:
+            job.add("start", DHCP.format(card=f"eth{number}"))
+        return
     word, _, value = kind.partition("=")
     if word == "tap":
         fd = open_tap(value)
     elif word == "fd" and value.isdigit():
         fd = _frames_fd(text, int(value))
     else:
-        raise ConfigError(f"--net {text}: give tap, tap=NAME, or fd=N for a socket that another process has")
+        raise ConfigError(
+            f"--net {text}: give user, tap, tap=NAME, none, or fd=N for a socket that another process has"
+        )
     machine.virtio.add(Net(fd, mac))
 
 

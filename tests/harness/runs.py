@@ -119,6 +119,7 @@ class Workshop:
         # One CPU: with two, QEMU 7.2 now and then locks both up in a nested guest; and the host has few, too.
         lab = [sys.executable, "-m", "pykvm", "lab", "--cpu", cpu, "--smp", "1", "--share", str(share)]
         lab += ["--timeout", f"{limit_s:g}", "--keep-log", str(self.folder / f"{name}-kernel.log")]
+        lab += ["--load", "dummy"] if cpu == "amd" else []  # a network interface that leads nowhere
         given = [f"{_LINUX_FILES}={self.folder / 'linux'}"] if cpu == "intel" else []
         return self.run(name, ["env", *given, "nice", "-n", "5", *lab, "--", *argv], limit_s=limit_s + 60)
 
@@ -169,6 +170,7 @@ class Workshop:
 
         missing = needed_packages(list(cpus), missing_only=True)
         missing += [] if shutil.which("iasl") else ["acpica-tools"]
+        missing += [] if shutil.which("passt") else ["passt"]
         if not missing or os.geteuid() or not shutil.which("apt-get"):
             return
         self.say(f"installing Debian packages: {' '.join(missing)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import subprocess
@@ -243,6 +244,36 @@ def test_a_panic_before_the_first_process_is_one(kit: Kit) -> None:
         result = machine.run(timeout=TIMEOUT_S)
     assert (str(result.reason), result.exit_status) == ("panic", 113), result.text
     assert "Unable to mount root fs" in result.text
+
+
+_AROUND = """
+ip link set lo up && ip link add net0 type dummy && ip addr add 10.9.9.2/24 dev net0 && ip link set net0 up
+ip addr add 10.9.9.3/32 dev net0 && ip route add default via 10.9.9.1 && echo 0 65534 >/proc/sys/net/ipv4/ping_group_range || exit 77
+echo from the host > "$FOLDER/index.html"
+"$PYTHON" -m http.server --directory "$FOLDER" --bind 127.0.0.1 8000 >/dev/null 2>&1 &
+server=$!
+"$@"
+status=$?
+kill $server
+exit $status
+"""
+
+_OUT = """
+ping -c 1 -W 5 10.9.9.3 | grep -c "1 packets received"
+wget -q -O - http://10.9.9.1:8000/
+"""
+
+
+def test_a_network_for_users(kit: Kit, tmp_path: Path) -> None:
+    """By passt, in a network without a way out: an address by DHCP, ping, and HTTP to the host."""
+    if not shutil.which("passt"):
+        pytest.skip(f"{NOT_HERE}passt: Debian's package of that name")
+    argv = ["unshare", "--net", "sh", "-c", _AROUND, "sh", *command(kit, _OUT, "--net", "user")]
+    environment = {**os.environ, "FOLDER": str(tmp_path), "PYTHON": sys.executable}
+    done = subprocess.run(
+        argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, env=environment
+    )
+    assert (done.stdout, done.stderr, done.returncode) == ("1\nfrom the host\n", "", 0)
 
 
 def _joined(lines: str) -> str:
