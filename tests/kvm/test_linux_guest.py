@@ -248,7 +248,8 @@ def test_a_panic_before_the_first_process_is_one(kit: Kit) -> None:
 
 _AROUND = """
 ip link set lo up && ip link add net0 type dummy && ip addr add 10.9.9.2/24 dev net0 && ip link set net0 up
-ip addr add 10.9.9.3/32 dev net0 && ip route add default via 10.9.9.1 && echo 0 65534 >/proc/sys/net/ipv4/ping_group_range || exit 77
+ip addr add 10.9.9.3/32 dev net0 && ip route add default via 10.9.9.1 || exit 77
+echo 0 65534 >/proc/sys/net/ipv4/ping_group_range
 echo from the host > "$FOLDER/index.html"
 "$PYTHON" -m http.server --directory "$FOLDER" --bind 127.0.0.1 8000 >/dev/null 2>&1 &
 server=$!

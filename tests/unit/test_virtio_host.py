@@ -345,7 +345,7 @@ def test_the_options_of_these_devices(tmp_path: Path) -> None:
         assert machine.devices[0].config()[:6] == bytes.fromhex("525400000001")
     folder = os.open(tmp_path, os.O_RDONLY)
     for options, words in (
-        ({"nets": ["what"]}, "give tap"),
+        ({"nets": ["what"]}, "give user, tap"),
         ({"nets": ["fd=9999"]}, "Bad file"),
         ({"nets": [f"fd={folder}"]}, "no socket"),
         ({"nets": ["tap,mtu=9"]}, "not mac="),
