@@ -64,9 +64,23 @@ _MANY: dict[str, Any] = {"multiple": True}
     "--network",
     "--net",
     type=click.Choice(["bridge", "none", "host"]),
-    default="none",
-    show_default=True,
-    help="Its own network without a way out, one with the guest's other containers, or the guest's.",
+    help="Its own network without a way out, one with the guest's other containers, or the guest's.  "
+    "[default: none; bridge with -p]",
+)
+@click.option(
+    "-v",
+    "--volume",
+    "volumes",
+    **_MANY,
+    metavar="DIR:PATH[:ro]",
+    help="A folder of this host, in the container at PATH.",
+)
+@click.option(
+    "-p",
+    "--publish",
+    **_MANY,
+    metavar="[ADDRESS:]PORT:PORT",
+    help="Lead a TCP port of this host to one of the container's.",
 )
 @click.option("--init", is_flag=True, help="Run a small process 1 that passes signals on and reaps zombies.")
 @click.option("--stop-signal", default="", metavar="SIGNAL", help="What `stop` sends.  [default: SIGTERM]")
@@ -82,6 +96,12 @@ _MANY: dict[str, Any] = {"multiple": True}
     "--vm-memory", default="512M", show_default=True, metavar="SIZE", help="Memory of a machine that is made."
 )
 @click.option("--vm-cpus", type=int, default=1, show_default=True, metavar="N", help="Its number of vCPUs.")
+@click.option(
+    "--vm-disk",
+    default="",
+    metavar="SIZE",
+    help="Its disk for what containers write, /dev/vdb.  [default: they write to memory]",
+)
 @click.option(
     "--explain", is_flag=True, help="Show each step of its making: the syscall, its effect, its time."
 )
@@ -109,7 +129,8 @@ def run_command(image: str, words: tuple[str, ...], **given: Any) -> int:
     with bars() as progress:
         entry = find_image(store, image, notice, progress)
     wish = Wish(image, given["name"], given["vm"], given["remove"])
-    guest = GuestOptions(given["vm_memory"], given["vm_cpus"])
+    has_volumes = bool(given["vm"] or given["volumes"])
+    guest = GuestOptions(given["vm_memory"], given["vm_cpus"], given["vm_disk"], has_volumes)
     with Room() as room:
         record = add_container(store, containers, wish, options, entry)
         try:
@@ -176,7 +197,9 @@ def _options(words: tuple[str, ...], given: Mapping[str, Any]) -> RunOptions:
         no_new_privileges=no_new,
         seccomp=profile,
         ulimits=dict(map(read.parse_ulimit, given["ulimits"])),
-        network=given["network"],
+        network=given["network"] or ("bridge" if given["publish"] else "none"),
+        volumes=tuple(map(read.parse_volume, given["volumes"])),
+        publish=tuple(map(read.parse_publish, given["publish"])),
         init=given["init"],
         labels={name: value for name, _, value in (one.partition("=") for one in given["labels"])},
         stop_signal=given["stop_signal"],

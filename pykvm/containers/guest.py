@@ -11,8 +11,10 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from pykvm.containers.layer_disk import LayerDisk, partition_name
@@ -21,11 +23,12 @@ from pykvm.machine import Machine
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from pykvm.containers.calls import AgentClient
     from pykvm.containers.guest_options import GuestOptions
     from pykvm.containers.layer_files import LayerFile
+    from pykvm.containers.volumes import VolumeFolder
+    from pykvm.devices.virtio.block import Block
     from pykvm.linux.kit import Kit
     from pykvm.result import RunResult
 
@@ -57,7 +60,12 @@ class ContainerGuest:
             self._block = Block(self.disk, serial="layers")
             self.machine.virtio.add(self._block)
             self.machine.virtio.add(Vsock(_CID, vsock))
-            load_agent(self.machine, kit, name)
+            self.volumes: dict[str, VolumeFolder] = {}
+            if options.disk:
+                self.machine.virtio.add(_disk(options.disk, kit))
+            if options.volumes:
+                self._add_volumes(kit)
+            load_agent(self.machine, kit, name, with_shares=options.volumes)
             self._stack = stack.pop_all()
 
     def __enter__(self) -> Self:
@@ -69,6 +77,16 @@ class ContainerGuest:
     def close(self) -> None:
         """Nothing of the machine stays."""
         self._stack.close()
+
+    def _add_volumes(self, kit: Kit) -> None:
+        from pykvm.containers.volumes import VolumeFolder  # noqa: PLC0415 - few have volumes
+        from pykvm.devices.virtio.fs import Fs  # noqa: PLC0415 - as above
+
+        empty = kit.store.root / "empty"
+        empty.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for tag, read_only in (("rw", False), ("ro", True)):
+            self.volumes[tag] = VolumeFolder(empty, read_only=read_only)
+            self.machine.virtio.add(Fs(self.volumes[tag], tag))
 
     def run(self) -> RunResult:
         """Until the guest ends."""
@@ -88,6 +106,20 @@ class ContainerGuest:
 
     def _known(self, client: AgentClient) -> set[str]:
         return set(client.ask("rescan", _RESCAN_S).get("layers") or [])
+
+
+def _disk(size: str, kit: Kit) -> Block:
+    """An empty ext4 file system on a disk that has no name, so that it ends with this process."""
+    from pykvm.devices.virtio.block import Block  # noqa: PLC0415 - needed only here
+    from pykvm.devices.virtio.disk_files import RawFile  # noqa: PLC0415 - as above
+    from pykvm.lab.ext4 import make_image  # noqa: PLC0415 - as above
+    from pykvm.memory import parse_size  # noqa: PLC0415 - as above
+
+    with tempfile.TemporaryDirectory(dir=kit.store.root, prefix=".disk-") as folder:
+        image, content = Path(folder, "image"), Path(folder, "content")
+        content.mkdir()
+        make_image(image, content, "upper", free_bytes=parse_size(size))
+        return Block(RawFile(image), serial="upper")
 
 
 def _log(data: bytes) -> None:

@@ -27,12 +27,13 @@ _MODULES = (
 )
 
 
-def load_agent(machine: Machine, kit: Kit, name: str) -> None:
+def load_agent(machine: Machine, kit: Kit, name: str, *, with_shares: bool = False) -> None:
     """Load it; its devices are there. Raises LabError, ImageError, ImageNotFoundError."""
     agent = built_folder() / "agent"
     if not agent.exists():
         raise ImageNotFoundError("the agent of guests with containers has not been built; run `make guests`")
     job = Job()
     job.add("name", name)
-    initrd = build_initramfs(kit._replace(init=agent), job, _MODULES)
+    modules = [*_MODULES, *(["virtiofs"] if with_shares else [])]
+    initrd = build_initramfs(kit._replace(init=agent), job, modules)
     machine.load(kit.vmlinux, initrd=initrd, cmdline=f"{CMDLINE} quiet")

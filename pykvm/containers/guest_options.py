@@ -8,7 +8,12 @@ __all__ = ["GuestOptions"]
 
 
 class GuestOptions(NamedTuple):
-    """`memory` is a size; where containers have no disk, what they write is in it as well."""
+    """`memory` is a size; where containers have no disk, what they write is in it as well.
+
+    `disk` is the size of a disk for what they write, "" for none. `volumes`: folders of the host can be had.
+    """
 
     memory: str = "512M"
     vcpus: int = 1
+    disk: str = ""
+    volumes: bool = False

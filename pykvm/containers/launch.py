@@ -171,7 +171,14 @@ def _serve(name: str, options: GuestOptions, parts: Any, layers: Sequence[LayerF
         with ContainerGuest(name, parts, options, vsock, layers) as guest:
             machine, spec = guest.machine, guest.machine.spec
             seat.tell({"image": "containers", "vcpus": spec.vcpus, "memory_bytes": spec.memory_bytes})
-            service = Service(name, seat.started_ns, guest.add_layers, machine.stop)
+            service = Service(
+                name,
+                seat.started_ns,
+                guest.add_layers,
+                machine.stop,
+                guest.volumes,
+                has_disk=bool(options.disk),
+            )
             signal.signal(
                 signal.SIGTERM,
                 lambda *_: threading.Thread(target=service.shut_down, daemon=True).start(),

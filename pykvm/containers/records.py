@@ -29,6 +29,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from pykvm.containers.blobs import write_whole
 from pykvm.containers.store import data_root
+from pykvm.containers.volumes import ID_COUNT, VOLUME_FIRST_ID
 from pykvm.errors import ConfigError, PykvmError
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ __all__ = [
 LOST_STATUS = 255
 """The status of a container whose end nobody saw: docker's."""
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,63}")
-_FIRST_ID, _ID_COUNT = 100_000, 65_536
+_FIRST_ID = VOLUME_FIRST_ID + ID_COUNT
 _LIVE = frozenset({"created", "running", "paused"})
 
 
@@ -101,6 +102,8 @@ class Record:
     labels: dict[str, str] = field(default_factory=dict)
     resources: dict[str, Any] = field(default_factory=dict)
     init: bool = False
+    rates: dict[str, list[list[Any]]] = field(default_factory=dict)
+    """[device, rate] by OCI's names for throttling block devices."""
 
     @property
     def short(self) -> str:
@@ -147,7 +150,9 @@ class ContainerStore:
                         "that name."
                     )
             taken = {other.first_id for other in there if other.state in _LIVE}
-            first = next(at for at in range(_FIRST_ID, 1 << 31, _ID_COUNT) if at not in taken)
+            first = next(at for at in range(_FIRST_ID, 1 << 31, ID_COUNT) if at not in taken)
+            if record.volumes:
+                first = VOLUME_FIRST_ID
             record = replace(record, first_id=first, address=_address(record, there))
             text = json.dumps(config(record)).encode()
             folder = self.folder(record)

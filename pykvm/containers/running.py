@@ -7,6 +7,7 @@ import signal
 import time
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pykvm.containers.busybox import BUSYBOX, add_busybox
@@ -123,8 +124,22 @@ def add_container(
         stop_signal=signal_number(options.stop_signal or str(settings.get("StopSignal") or "TERM")),
         labels={**(settings.get("Labels") or {}), **options.labels},
         resources=options.limits.resources(),
+        ports=[list(one) for one in options.publish],
+        volumes=[[_folder(one.source), one.target, one.read_only] for one in options.volumes],
+        rates={
+            "throttleWriteBpsDevice": [list(one) for one in options.limits.write_bps],
+            "throttleReadBpsDevice": [list(one) for one in options.limits.read_bps],
+        },
     )
     return _add(containers, record, lambda one: oci_config(settings, options, user, _place(one)))
+
+
+def _folder(source: str) -> str:
+    """The host's folder of a volume, as it is called everywhere. Raises ConfigError if there is none."""
+    path = Path(source).absolute()
+    if not path.is_dir():
+        raise ConfigError(f"invalid mount config: bind source path does not exist: {path}")
+    return str(path)
 
 
 def _place(record: Record) -> Place:

@@ -25,15 +25,18 @@ from pykvm.containers.blobs import write_whole
 from pykvm.containers.calls import AgentClient, AgentError, AgentGoneError, Call, Data
 from pykvm.containers.layer_files import LayerFile, files_of
 from pykvm.containers.logs import LogWriter
+from pykvm.containers.publishing import Publisher
 from pykvm.containers.records import ContainerStore, NoContainerError, Record
 from pykvm.containers.seccomp import compile_filter
 from pykvm.containers.wire import Decoder, Kind, encode, encode_json
 from pykvm.control import send_line
-from pykvm.errors import PykvmError
+from pykvm.errors import ConfigError, PykvmError
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Mapping, Sequence
+
+    from pykvm.containers.volumes import VolumeFolder
 
 __all__ = ["Service", "failure_status", "for_agent", "save_tar"]
 
@@ -58,11 +61,16 @@ class Service:
         started_ns: int,
         add_layers: Callable[[AgentClient, Sequence[LayerFile]], None],
         end: Callable[[], None],
+        volumes: Mapping[str, VolumeFolder] | None = None,
+        *,
+        has_disk: bool = False,
     ) -> None:
         self._vm = vm
         self._started_ns = started_ns
         self._add_layers = add_layers
         self._end = end
+        self._volumes = volumes or {}
+        self._has_disk = has_disk
         self._is_ready = threading.Event()
         self._client: AgentClient | None = None
         self._why = ""
@@ -187,7 +195,10 @@ class Service:
             self._add_layers(client, files_of(store, record))
         log = LogWriter(store.folder(record) / "log")
         try:
-            call = client.open("create", **_creation(store, record, explain=explain))
+            request = _creation(store, record, explain=explain)
+            self._give_volumes(record, request["config"])
+            self._give_disk(client, record, request)
+            call = client.open("create", **request)
             viewer.types_into(client, call, record)
             try:
                 answer = call.answer(_START_S)
@@ -204,14 +215,46 @@ class Service:
                 vm_started_ns=self._started_ns,
             )
             self._running[record.short] = record
-            viewer.event({"event": "started", "pid": record.pid})
-            begun.set()
-            ending = _follow(call, viewer, log, is_tty=record.tty)
+            with Publisher(client, record.address, record.ports) as published:
+                if published.ports:
+                    record = store.set(record.id, ports=published.ports)
+                viewer.event({"event": "started", "pid": record.pid})
+                begun.set()
+                ending = _follow(call, viewer, log, is_tty=record.tty)
+        except ConfigError:  # a port that is taken: the container is there by now
+            with suppress(AgentError):
+                client.ask("delete", _END_S, name=record.short, force=True)
+            store.set(record.id, state="created")
+            raise
         finally:
+            for tag in self._volumes:
+                for at in range(len(record.volumes)):
+                    self._volumes[tag].unshare(f"{record.short}-{at}")
             log.close()
             self._running.pop(record.short, None)
         self._ended(client, store, record, ending)
         viewer.event(ending)
+
+    def _give_volumes(self, record: Record, config: dict[str, Any]) -> None:
+        """Share the folders of the host with the guest, and mount them. Raises ConfigError."""
+        if record.volumes and not self._volumes:
+            raise ConfigError(f"machine {self._vm} was made without volumes; stop it, or take another")
+        for at, (source, target, read_only) in enumerate(record.volumes):
+            tag, name = "ro" if read_only else "rw", f"{record.short}-{at}"
+            self._volumes[tag].share(name, Path(source))
+            options = ["rbind", "nosuid", "nodev", *(["ro"] if read_only else [])]
+            config["mounts"].append(
+                {"destination": target, "type": "virtiofs", "source": f"{tag}/{name}", "options": options}
+            )
+
+    def _give_disk(self, client: AgentClient, record: Record, request: dict[str, Any]) -> None:
+        """What it writes goes to the machine's disk, if there is one; rates need the numbers of devices."""
+        if self._has_disk:
+            request["upper"] = {"type": "ext4", "device": "vdb", "dir": record.short}
+        rates = {kind: rows for kind, rows in record.rates.items() if rows}
+        if rates:
+            found = {kind: [_numbered(client, *row) for row in rows] for kind, rows in rates.items()}
+            request["config"]["linux"]["resources"]["blockIO"] = found
 
     def _ended(
         self, client: AgentClient, store: ContainerStore, record: Record, ending: Mapping[str, Any]
@@ -240,6 +283,27 @@ class Service:
             )
             if done.auto_remove:
                 store.remove(done)
+
+
+def _numbered(client: AgentClient, device: str, rate: int) -> dict[str, int]:
+    """A device of the guest by its numbers. Raises ConfigError if there is none."""
+    name = device.removeprefix("/dev/")
+    process = {"args": ["/bin/cat", f"/sys/class/block/{name}/dev"], "env": [], "cwd": "/"}
+    call = client.open("exec", process=process)
+    text = b""
+    try:
+        call.answer(_START_S)
+        for item in call:
+            if isinstance(item, Data):
+                text += item.data if item.stream == 1 else b""
+            elif item.get("event") == "exit":
+                break
+    finally:
+        call.forget()
+    major, colon, minor = text.decode(errors="replace").strip().partition(":")
+    if not colon:
+        raise ConfigError(f"{device}: the machine has no such device; --vm-disk SIZE makes it /dev/vdb")
+    return {"major": int(major), "minor": int(minor), "rate": rate}
 
 
 def save_tar(client: AgentClient, file: Any, op: str, **words: Any) -> None:

@@ -18,7 +18,7 @@ from pykvm.linux.kit import cached_kit
 
 pytestmark = pytest.mark.needs("ring3_syscall", "irqchip", "irqfd", "ioeventfd", "smp")
 TIMEOUT_S = 300
-VM = ["--vm", "lab"]
+VM = ["--vm", "lab", "--vm-disk", "64M"]
 LOOP = "echo up; trap 'echo term; exit 3' TERM; while :; do sleep 0.1; done"
 
 
@@ -48,9 +48,12 @@ def run(*words: str) -> list[str]:
     return ["run", *VM, "--rm", *words[:-1], "busybox", "sh", "-c", words[-1]]
 
 
+VOLUMES = "cat /host/from; stat -c %u /host/from; echo made > /host/made; echo x > /ro/no"
+SERVER = "while :; do nc -l -p 80 -e sh -c 'read x; echo got $x'; done"
 FORKS = "for i in 1 2 3 4 5 6 7 8; do sleep 1 & done"
 CHANGES = "echo new > /root/f; rm /etc/shadow; cat /proc/self/cgroup; exit 9"
 RIGHTS = "grep -E 'CapEff|Seccomp:' /proc/self/status; mount -t tmpfs t /mnt"
+FOLDER = "FOLDER"  # stands for one of the host's
 COMMANDS: dict[str, list[str]] = {
     "hello": ["run", *VM, "--name", "one", "busybox", "echo", "hello"],
     "seven": run("echo e >&2; exit 7"),
@@ -63,6 +66,11 @@ COMMANDS: dict[str, list[str]] = {
     "memory": ["run", *VM, "--name", "eats", "--memory", "16m", "busybox", "tail", "/dev/zero"],
     "pids": run("--pids-limit", "6", FORKS),
     "bridge": run("--network", "bridge", "ip addr show eth0; ping -c 1 -W 5 10.88.0.1"),
+    "disk": run("--device-write-bps", "/dev/vdb:1m", "dd if=/dev/zero of=/f bs=256k count=8 conv=fsync"),
+    "volume": run("-v", f"{FOLDER}:/host", "-v", f"{FOLDER}:/ro:ro", VOLUMES),
+    "server": ["run", *VM, "-d", "--name", "srv", "-p", "127.0.0.1:0:80", "busybox", "sh", "-c", SERVER],
+    "connect": ["@connect", "srv", "question\n"],
+    "server_rm": ["rm", "-f", "srv"],
     "web": ["run", *VM, "-d", "--name", "web", "busybox", "sh", "-c", LOOP],
     "ps": ["ps"],
     "exec": ["exec", "web", "sh", "-c", CHANGES],
@@ -100,11 +108,18 @@ def did(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Result]:
         pytest.skip(f"{NOT_HERE}linux_guest: the cache has no kernel; `pykvm kernel fetch` gets it")
     room = tmp_path_factory.mktemp("rt")
     env = {**os.environ, "XDG_RUNTIME_DIR": str(room), "PYKVM_DATA": str(tmp_path_factory.mktemp("data"))}
+    folder = tmp_path_factory.mktemp("folder")
+    (folder / "from").write_text("the host's\n")
     program = Path(__file__).with_name("container_commands.py")
     try:
         done = subprocess.run(
             [sys.executable, str(program)],
-            input=json.dumps([[words, TYPED.get(name, "")] for name, words in COMMANDS.items()]),
+            input=json.dumps(
+                [
+                    [[word.replace(FOLDER, str(folder)) for word in words], TYPED.get(name, "")]
+                    for name, words in COMMANDS.items()
+                ]
+            ),
             capture_output=True,
             text=True,
             env=env,
@@ -117,7 +132,9 @@ def did(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Result]:
     assert done.returncode == 0, done.stderr
     assert stopped.returncode == 0, stopped.stderr
     assert not list((room / "pykvm").iterdir())
-    return {name: Result(*found) for name, found in zip(COMMANDS, json.loads(done.stdout), strict=True)}
+    found = zip(COMMANDS, json.loads(done.stdout), strict=True)
+    made = "".join(path.read_text() for path in folder.glob("made"))
+    return {name: Result(*one) for name, one in found} | {"folder": Result(0, made, "", 0)}
 
 
 def test_containers_run_with_clean_streams_and_dockers_statuses(did: dict[str, Result]) -> None:
@@ -156,6 +173,16 @@ def test_a_bridge_joins_containers_and_guest(did: dict[str, Result]) -> None:
     """A card with an address of its own; the guest answers."""
     assert re.search(r"inet 10\.88\.0\.\d+/16", did["bridge"].out), did["bridge"]
     assert did["bridge"].status == 0
+
+
+def test_folders_ports_and_disks_reach_a_container(did: dict[str, Result]) -> None:
+    """A folder of the host is read and written, or only read; a port leads in; a disk is as slow as told."""
+    assert did["volume"].out == "the host's\n0\n", did["volume"]
+    assert did["folder"].out == "made\n"
+    assert did["volume"].err == "sh: can't create /ro/no: Read-only file system\n"
+    assert did["connect"].out == "got question\n", did["server"]
+    assert did["disk"].status == 0, did["disk"]
+    assert did["disk"].seconds > 1.5
 
 
 def test_limits_hold_and_say_so(did: dict[str, Result]) -> None:

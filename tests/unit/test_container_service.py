@@ -266,7 +266,7 @@ def test_records_are_found_by_name_id_and_prefix(tmp_path: Path) -> None:
     store = ContainerStore(tmp_path)
     first = add(store, record_of("a", ["x"], network="bridge"))
     second = add(store, record_of("b", ["x"], network="bridge"))
-    assert (first.first_id, second.first_id) == (100_000, 165_536)
+    assert (first.first_id, second.first_id) == (165_536, 231_072)
     assert (first.address, second.address) == ("10.88.0.2", "10.88.0.3")
     assert store.find("a") == store.find(first.id) == store.find(first.id[:13]) == first
     with pytest.raises(NoContainerError, match="No such container: none"):
@@ -276,7 +276,7 @@ def test_records_are_found_by_name_id_and_prefix(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="Invalid container name"):
         add(store, record_of("../x", ["x"]))
     assert store.set(first.id, state="exited").state == "exited"
-    assert add(store, record_of("c", ["x"])).first_id == 100_000
+    assert add(store, record_of("c", ["x"])).first_id == 165_536
     (store.folder(second) / "record.json").write_bytes(b"{")
     assert {one.name for one in store.all()} == {"a", "c"}
     store.remove(first)

@@ -155,7 +155,7 @@ class FuseServer:
 
     def _entry(self, parent: int, name: bytes) -> bytes:
         number, about = self._folder.look_up(parent, name)
-        return struct.pack("<QQQQII", number, 0, _VALID_S, _VALID_S, 0, 0) + _attributes(about)
+        return struct.pack("<QQQQII", number, 0, _VALID_S, _VALID_S, 0, 0) + self._attributes(about)
 
     def _lookup(self, request: Request) -> bytes:
         (name,) = self._name(request.head)
@@ -231,8 +231,11 @@ class FuseServer:
 
     # ---- attributes
 
+    def _attributes(self, about: os.stat_result) -> bytes:
+        return _attributes(about, *self._folder.shown_owner(about))
+
     def _getattr(self, request: Request) -> bytes:
-        return struct.pack("<QII", _VALID_S, 0, 0) + _attributes(self._folder.stat(request.node))
+        return struct.pack("<QII", _VALID_S, 0, 0) + self._attributes(self._folder.stat(request.node))
 
     def _setattr(self, request: Request) -> bytes:
         fields = struct.unpack_from("<IIQQQQQQIIIIIIII", request.head)
@@ -244,6 +247,7 @@ class FuseServer:
         if valid & _MODE:
             Path(path).chmod(stat.S_IMODE(mode))
         if valid & (_UID | _GID):
+            uid, gid = self._folder.real_owner(uid, gid)
             os.chown(path, uid if valid & _UID else -1, gid if valid & _GID else -1)
         if valid & _SIZE:
             fd = self._folder.reopen(request.node, os.O_WRONLY | os.O_NONBLOCK)
@@ -415,7 +419,7 @@ def _kind(entry: os.DirEntry[str]) -> int:
     return stat.S_IFREG >> 12 if entry.is_file(follow_symlinks=False) else 0
 
 
-def _attributes(about: os.stat_result) -> bytes:
+def _attributes(about: os.stat_result, uid: int, gid: int) -> bytes:
     """struct fuse_attr."""
     times = (about.st_atime_ns, about.st_mtime_ns, about.st_ctime_ns)
     return struct.pack(
@@ -423,7 +427,7 @@ def _attributes(about: os.stat_result) -> bytes:
         *(about.st_ino, about.st_size, about.st_blocks),
         *(t // 1_000_000_000 & (1 << 64) - 1 for t in times),
         *(t % 1_000_000_000 for t in times),
-        *(about.st_mode, about.st_nlink, about.st_uid, about.st_gid, about.st_rdev & 0xFFFFFFFF),
+        *(about.st_mode, about.st_nlink, uid, gid, about.st_rdev & 0xFFFFFFFF),
         *(about.st_blksize, 0),
     )
 

@@ -87,7 +87,7 @@ class HostFolder:
 
     def look_up(self, parent: int, name: bytes) -> tuple[int, os.stat_result]:
         """The number of `name` in the folder `parent`, counted as known once more; and its attributes."""
-        fd = os.open(check_name(name), os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.fd(parent))
+        fd = self._open(parent, check_name(name))
         try:
             about = os.fstat(fd)
             number = self._numbers.get(_key(about))
@@ -103,6 +103,19 @@ class HostFolder:
                 os.close(fd)
         self._nodes[number].lookups += 1
         return number, about
+
+    def _open(self, parent: int, name: bytes) -> int:
+        return os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.fd(parent))
+
+    # ---- owners
+
+    def shown_owner(self, about: os.stat_result) -> tuple[int, int]:
+        """The user and group that the guest sees."""
+        return about.st_uid, about.st_gid
+
+    def real_owner(self, uid: int, gid: int) -> tuple[int, int]:
+        """Whom the guest means by these."""
+        return uid, gid
 
     def forget(self, number: int, count: int) -> None:
         """The guest has forgotten a node `count` times; with the last it goes."""
