@@ -133,6 +133,8 @@ static long make(struct container *container, const struct json *request, struct
 	if (failed >= 0)
 		failed = root_make(container, request);
 	if (failed >= 0)
+		failed = shares_mount(json_get(config, "mounts"));
+	if (failed >= 0)
 		failed = files_write(container, json_get(request, "files"));
 	return failed < 0 ? failed : first_process(container, &plan, asker);
 }

@@ -106,6 +106,7 @@ long files_write(const struct container *container, const struct json *files);
 void root_remove(const struct container *container);
 long layers_scan(struct text *names);
 const char *layer_name(int layer), *layer_path(int layer), *layer_device(int layer);
+long shares_mount(const struct json *mounts);
 long share_path(const char *text, char *path); /* "TAG/SUB" → a descriptor of it */
 
 /* cgroup.c */

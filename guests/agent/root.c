@@ -369,6 +369,21 @@ long share_path(const char *text, char *path)
 	return found < 0 ? trouble_set(found, "openat2", "%s on the share", text) : found;
 }
 
+/* Mounts the shares that a container's mounts name: it could not do that itself, in its user namespace. */
+long shares_mount(const struct json *mounts)
+{
+	char path[PATH_MOST];
+	JSON_EACH(one, mounts) {
+		if (!same(json_string(json_get(one, "type"), ""), "virtiofs"))
+			continue;
+		long fd = share_path(json_string(json_get(one, "source"), ""), path);
+		if (fd < 0)
+			return fd;
+		SYS(close, (int)fd);
+	}
+	return 0;
+}
+
 static long bind_share(struct container *container, const char *source)
 {
 	char path[PATH_MOST];

@@ -166,6 +166,8 @@ def _serve(name: str, options: GuestOptions, parts: Any, layers: Sequence[LayerF
     from pykvm.containers.service import Service  # noqa: PLC0415 - as above
     from pykvm.control import Control  # noqa: PLC0415 - as above
 
+    if options.volumes:
+        os.umask(0)  # the guest's kernel has masked what its programs make in them
     with Room() as room, room.opened() as folder, room.enter(name) as seat:
         vsock = Path(f"/proc/self/fd/{folder}/{name}{_VSOCK}")
         with ContainerGuest(name, parts, options, vsock, layers) as guest:
