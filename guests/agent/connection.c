@@ -203,7 +203,7 @@ static void input_ready(struct watch *watch, uint32_t events)
 	long done = stream->held_bytes ? SYS(write, watch->fd, stream->held, stream->held_bytes) : 0;
 	(void)events;
 	if (done == -EAGAIN || done == -EINTR)
-		return;
+		return arrange(stream);
 	if (done < 0) { /* nobody reads it any more: what still comes is dropped */
 		done = stream->held_bytes;
 		stream->ended = !stream->is_terminal;

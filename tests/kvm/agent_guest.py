@@ -125,6 +125,8 @@ class Guest:
     def __exit__(self, *_: object) -> None:
         with suppress(AttributeError, AgentError, AgentGoneError, TimeoutError):
             self.client.ask("shutdown", 30)
+        with suppress(AttributeError):
+            self.client.close()
         self._thread.join(30)
         if self._thread.is_alive():
             self.machine.stop()
@@ -132,10 +134,14 @@ class Guest:
         self._stack.close()
 
     def _run(self) -> None:
-        self.result = self.machine.run(timeout=600)
+        self.result = self.machine.run(timeout=240)
+        self.hang_up()  # who waits for an answer hears that there is none
+
+    def hang_up(self) -> None:
+        """End the client's connection."""
         if self._link:
             with suppress(OSError):
-                self._link.shutdown(socket.SHUT_RDWR)  # who waits for an answer hears that there is none
+                self._link.shutdown(socket.SHUT_RDWR)
 
     def connect(self) -> socket.socket:
         """A connection to the agent, once it listens."""
