@@ -150,6 +150,7 @@ class _Entry:
             fd = self._eventfd()
             self._doorbells[fd] = index
             vm.ioeventfd(fd, place.where.start + Register.QUEUE_NOTIFY, 4, match=index)
+        device.doorbells = tuple(self._doorbells)
         vm.ioeventfd(self._eventfd(), place.where.start + Register.INTERRUPT_ACK, 4, match=USED_BUFFER)
 
     def _eventfd(self) -> int:

@@ -8,9 +8,11 @@
 #include "virtqueue.h"
 
 #include <errno.h>
-#include <limits.h>
+#include <poll.h>
 #include <string.h>
 #include <sys/uio.h>
+#include <time.h>
+#include <unistd.h>
 
 #define FLAG_NEXT 1
 #define FLAG_WRITE 2
@@ -166,6 +168,57 @@ int vq_wants_interrupt(struct virtqueue *queue)
         return !(load16(queue->available) & NO_INTERRUPT);
     event = load16(queue->available + 4 + 2 * queue->size);
     return (uint16_t)(queue->done - event - 1) < (uint16_t)(queue->done - before);
+}
+
+/* ---- a stream of bytes ------------------------------------------------------------------------------- */
+
+static uint64_t now_us(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000 + (uint64_t)now.tv_nsec / 1000;
+}
+
+/* Whether the doorbell rings in time; it is taken note of. */
+static int rings(int doorbell, uint32_t patience_us)
+{
+    struct pollfd wait = {.fd = doorbell, .events = POLLIN};
+    struct timespec patience = {patience_us / 1000000, patience_us % 1000000 * 1000};
+    uint64_t count;
+    if (ppoll(&wait, 1, &patience, NULL) <= 0)
+        return 0;
+    (void)!read(doorbell, &count, sizeof count);
+    return 1;
+}
+
+/* Gather what the driver sends, used at once: a console's driver waits for each piece before it sends another.
+ * VQ_NONE: that was all for now. VQ_CHAIN: `chain` is larger than the room, and the caller's to use. */
+int vq_gather(struct virtqueue *queue, struct vq_chain *chain, struct vq_stream *stream)
+{
+    uint64_t start = now_us();
+    stream->used = 0;
+    for (;;) {
+        int found = vq_pop(queue, chain);
+        if (found == VQ_CHAIN) {
+            if (chain->readable_bytes > stream->capacity - stream->used) {
+                if (!stream->used)
+                    return found;
+                queue->next--; /* it comes again */
+                return VQ_NONE;
+            }
+            stream->used += chain_read(chain, 0, stream->bytes + stream->used, chain->readable_bytes);
+            vq_push(queue, chain->head, 0);
+            if (stream->used > stream->capacity / 2)
+                return VQ_NONE;
+        } else if (found != VQ_NONE) {
+            return found;
+        } else if (vq_is_idle(queue)) {
+            if (!stream->used || stream->doorbell < 0 || !rings(stream->doorbell, stream->patience_us))
+                return VQ_NONE;
+        }
+        if (now_us() - start > stream->most_us)
+            return VQ_NONE;
+    }
 }
 
 /* ---- what is in a chain ------------------------------------------------------------------------------ */

@@ -54,8 +54,18 @@ struct virtqueue {
     uint16_t signalled; /* `done` at the last interrupt that was asked about */
 };
 
+/* Bytes that a driver sends, gathered for as long as more come soon: vq_gather(). */
+struct vq_stream {
+    uint8_t *bytes;
+    uint64_t capacity, used;
+    int32_t doorbell;      /* the eventfd that tells of more, or -1: do not wait */
+    uint32_t patience_us;  /* how long to wait for more */
+    uint32_t most_us;      /* how long in all */
+};
+
 int vq_pop(struct virtqueue *queue, struct vq_chain *chain);
 int vq_waits(struct virtqueue *queue);
+int vq_gather(struct virtqueue *queue, struct vq_chain *chain, struct vq_stream *stream);
 void vq_push(struct virtqueue *queue, uint32_t head, uint32_t written);
 int vq_is_idle(struct virtqueue *queue);
 int vq_wants_interrupt(struct virtqueue *queue);

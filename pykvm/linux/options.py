@@ -170,7 +170,7 @@ def _add_net(machine: Machine, text: str, number: int, job: Job | None) -> None:
         raise ConfigError(
             f"--net {text}: give user, tap, tap=NAME, none, or fd=N for a socket that another process has"
         )
-    machine.virtio.add(Net(fd, mac))
+    machine.virtio.add(Net(fd, mac, has_headers=word == "tap"))
 
 
 def _frames_fd(text: str, fd: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from typing import Any
 
@@ -325,3 +326,30 @@ def test_the_console_prints_takes_input_and_is_resized() -> None:
         assert console.receive(bytes(70_000)) == 65_536
         driver.transport.write(Register.CONFIG + 8, b"!\0\0\0")
         assert printed[-1] == b"!"
+
+
+def test_what_is_printed_in_pieces_is_gathered_and_none_is_lost() -> None:
+    """Pieces that wait come as one, with the doorbell's those that come soon; one of 70 KB comes whole."""
+    printed: list[bytes] = []
+    console = Console(printed.append)
+    doorbell = os.eventfd(0, os.EFD_NONBLOCK)
+    console.doorbells = (doorbell, doorbell)
+    with Driver(console, features=V1 | Feature.EVENT_IDX) as driver:
+        ring = driver.rings[1]
+        for index in range(3):
+            driver.memory.write(BUFFERS_AT + index, b"abc"[index : index + 1])
+            ring.descriptor(index, BUFFERS_AT + index, 1)
+            ring.offer(index)
+        os.eventfd_write(doorbell, 1)
+        driver.put(Register.QUEUE_NOTIFY, 1)
+        assert printed == [b"abc"]
+        assert ring.returned() == [(0, 0), (1, 0), (2, 0)]
+        with pytest.raises(BlockingIOError):
+            os.eventfd_read(doorbell)
+        driver.request([b"x" * 70_000], queue=1)
+        assert printed[1:] == [b"x" * 70_000]
+        ring.descriptor(0, MEMORY_BYTES, 1)
+        ring.offer(0)
+        driver.put(Register.QUEUE_NOTIFY, 1)
+        assert "not guest memory" in driver.transport.problem
+        os.close(doorbell)

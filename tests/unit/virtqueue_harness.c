@@ -139,6 +139,16 @@ static void one_queue(struct vq_chain *chain, uint32_t steps)
         int found, most = 300;
         for (int i = 0; i < 6; i++)
             scribble(queue.size);
+        if (!below(4)) {
+            static uint8_t bytes[512];
+            struct vq_stream stream = {bytes, below(2) ? sizeof bytes : below(64), 0, -1, 0, 1000};
+            found = vq_gather(&queue, chain, &stream);
+            CHECK(stream.used <= stream.capacity, "%llu gathered", (unsigned long long)stream.used);
+            if (found == VQ_CHAIN) {
+                check(&queue, chain);
+                use(&queue, chain);
+            }
+        }
         while (most-- && (found = vq_pop(&queue, chain)) == VQ_CHAIN) {
             check(&queue, chain);
             use(&queue, chain);

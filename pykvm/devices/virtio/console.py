@@ -10,6 +10,7 @@ from enum import IntFlag
 from typing import TYPE_CHECKING
 
 from pykvm.devices.virtio.device import VirtioDevice
+from pykvm.devices.virtio.queue import ByteStream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -48,6 +49,7 @@ class Console(VirtioDevice):
         self._size = self._shown = columns, rows
         self._holds = hold
         self._input = bytearray()
+        self._stream: ByteStream | None = None
         self._lock = threading.Lock()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.is_open = False
@@ -116,12 +118,23 @@ class Console(VirtioDevice):
             self._feed()
 
     def _print(self) -> None:
+        """What the driver sends within some milliseconds, in one piece; then others have a turn."""
         queue = self.queues[_TRANSMIT]
+        if self._stream is None:
+            self._stream = ByteStream(self.doorbells[_TRANSMIT] if self.doorbells else -1)
         while True:
-            while chain := queue.pop():
-                self._output(chain.read())
-                queue.push(chain, 0)
+            try:
+                large = queue.gather(self._stream)
+            finally:
+                if data := self._stream.take():
+                    self._output(data)
+            if large:
+                self._output(large.read())
+                queue.push(large, 0)
             if queue.is_idle():
+                return
+            if self.doorbells:
+                os.eventfd_write(self.doorbells[_TRANSMIT], 1)
                 return
 
     def _feed(self) -> None:

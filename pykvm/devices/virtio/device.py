@@ -37,6 +37,8 @@ class VirtioDevice:
     def __init__(self) -> None:
         self.queues: Sequence[Queue] = ()
         self.accepted = 0
+        self.doorbells: Sequence[int] = ()
+        """The eventfds that the driver rings, queue by queue, where there are any."""
         self.config_changed: Callable[[], None] = lambda: None
         self.watch_changed: Callable[[], None] = lambda: None
 

@@ -23,7 +23,10 @@ from pykvm.errors import GuestAddressError
 if TYPE_CHECKING:
     from pykvm.memory import GuestMemory
 
-__all__ = ["Chain", "Queue", "QueueError", "split"]
+__all__ = ["ByteStream", "Chain", "Queue", "QueueError", "split"]
+
+_STREAM_BYTES = 1 << 16
+_PATIENCE_US, _MOST_US = 3_000, 50_000
 
 
 class QueueError(Exception):
@@ -127,6 +130,22 @@ def _error(number: int) -> OSError:
     return OSError(number, os.strerror(number))
 
 
+class ByteStream:
+    """Room for what Queue.gather() gathers; `doorbell` is the eventfd that tells of more, -1 for none."""
+
+    def __init__(self, doorbell: int = -1) -> None:
+        self._bytes = ffi.new("uint8_t[]", _STREAM_BYTES)
+        times = {"patience_us": _PATIENCE_US, "most_us": _MOST_US}
+        room = {"bytes": self._bytes, "capacity": _STREAM_BYTES, "doorbell": doorbell}
+        self.stream = ffi.new("struct vq_stream *", room | times)
+
+    def take(self) -> bytes:
+        """What was gathered."""
+        gathered: bytes = ffi.buffer(self._bytes, self.stream.used)[:]
+        self.stream.used = 0
+        return gathered
+
+
 def split(pieces: tuple[memoryview, ...], at: int) -> tuple[list[memoryview], list[memoryview]]:
     """The first `at` bytes of `pieces`, and the rest."""
     head: list[memoryview] = []
@@ -209,6 +228,20 @@ class Queue:
         """The next chain, None if there is none. Raises QueueError for one that breaks the rules."""
         store = self._stores.pop() if self._stores else self._store()
         found = self._pop(self._queue, store)
+        if found == lib.VQ_CHAIN:
+            return Chain(self._memory, store)
+        self._stores.append(store)
+        if found != lib.VQ_NONE:
+            raise QueueError(self._problem(found, store))
+        return None
+
+    def gather(self, stream: ByteStream) -> Chain | None:
+        """Put what the driver sends into `stream`, used at once, for as long as more comes soon.
+
+        The next chain if it has more than `stream` has room for. Raises QueueError as pop() does.
+        """
+        store = self._stores.pop() if self._stores else self._store()
+        found = lib.vq_gather(self._queue, store, stream.stream)
         if found == lib.VQ_CHAIN:
             return Chain(self._memory, store)
         self._stores.append(store)
