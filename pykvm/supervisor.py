@@ -70,12 +70,18 @@ class Supervisor:
         try:
             for runner in others:
                 runner.start()
-            with Ticks(self._timeout, self._interval_s):
+            with Ticks(self._first_tick_s(), self._interval_s):
                 first.run(self.tick)
         except KeyboardInterrupt:
             self._ending.finish(EndReason.INTERRUPTED)
         finally:
             self.stop()
+
+    def _first_tick_s(self) -> float | None:
+        """When the first tick is due for one of them to fall on the time limit."""
+        if self._timeout is None or not self._interval_s:
+            return self._timeout
+        return self._timeout % self._interval_s or self._interval_s
 
     def is_over(self) -> bool:
         """Whether the run is to end; the time limit is looked at. From any thread."""
