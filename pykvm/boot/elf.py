@@ -139,8 +139,18 @@ def read_elf(source: Source, *, relocatable: bool = False) -> Elf:
     return Elf(form is _ELF64, machine, entry, programs, shoff, shentsize, shnum, kind == _ET_DYN)
 
 
-def load_elf(source: Source, mode: CpuMode | None, entry: int | None, *, limit_bytes: int) -> Image:
-    """The Image of an ELF executable, by default in protected mode (32 bit) or long mode (64 bit)."""
+def load_elf(
+    source: Source,
+    mode: CpuMode | None,
+    entry: int | None,
+    *,
+    limit_bytes: int,
+    is_read_later: bool = False,
+) -> Image:
+    """The Image of an ELF executable, by default in protected mode (32 bit) or long mode (64 bit).
+
+    With `is_read_later` its segments may be parts of the file still: see LoadSegment.
+    """
     elf = read_elf(source)
     if mode is None:
         if not elf.is_64bit and elf.machine == _EM_X86_64:
@@ -155,6 +165,7 @@ def load_elf(source: Source, mode: CpuMode | None, entry: int | None, *, limit_b
         physical_entry(elf) if entry is None else entry,
         load_segments(elf),
         limit_bytes=limit_bytes,
+        is_read_later=is_read_later,
     )
 
 

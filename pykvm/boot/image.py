@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from pykvm.boot.linux import SetupHeader
     from pykvm.boot.multiboot import Header
-    from pykvm.boot.source import Source
+    from pykvm.boot.source import FilePart, Source
 
 __all__ = [
     "ENTRY_LIMIT",
@@ -47,10 +47,13 @@ _NESTED = 16
 
 
 class LoadSegment(NamedTuple):
-    """Bytes for guest memory at `gpa`; what `size_bytes` has beyond them is to be zero."""
+    """Bytes for guest memory at `gpa`; what `size_bytes` has beyond them is to be zero.
+
+    Large ones of a file may still stand there.
+    """
 
     gpa: int
-    data: bytes
+    data: bytes | FilePart
     size_bytes: int
 
     @property
@@ -103,6 +106,7 @@ def checked_image(
     *,
     limit_bytes: int,
     header: Header | None = None,
+    is_read_later: bool = False,
 ) -> Image:
     """The Image of (gpa, file offset, bytes in the file, bytes in memory) quadruples.
 
@@ -124,7 +128,7 @@ def checked_image(
         mode=mode,
         entry=entry,
         segments=tuple(
-            LoadSegment(gpa, _contents(source, offset, in_file), size)
+            LoadSegment(gpa, _contents(source, offset, in_file, is_read_later=is_read_later), size)
             for gpa, offset, in_file, size in pieces
         ),
         name=source.name,
@@ -169,9 +173,11 @@ def nearest_symbol(symbols: Sequence[Symbol], address: int) -> tuple[Symbol, int
     return None
 
 
-def _contents(source: Source, offset: int, in_file: int) -> bytes:
+def _contents(source: Source, offset: int, in_file: int, *, is_read_later: bool) -> bytes | FilePart:
     """A segment's bytes; one without any may name an offset past the file's end."""
-    return source.read(offset, in_file, "a segment") if in_file else b""
+    if not in_file:
+        return b""
+    return (source.part if is_read_later else source.read)(offset, in_file, "a segment")
 
 
 def _check_sizes(source: Source, pieces: list[tuple[int, int, int, int]], limit_bytes: int) -> None:

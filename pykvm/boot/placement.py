@@ -89,7 +89,10 @@ def place(
     for gpa, data in pieces.items():
         memory.write(gpa, data)
     for segment in image.segments:
-        memory.write(segment.gpa, segment.data)
+        if isinstance(segment.data, bytes):
+            memory.write(segment.gpa, segment.data)
+        else:
+            segment.data.read_into(memory.view(segment.gpa, len(segment.data), writable=True))
     regs = {}
     if image.kind == "multiboot":
         regs = _multiboot(image, memory, boot, cmdline, modules)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pykvm.errors import ImageError, ImageNotFoundError
 
@@ -13,14 +13,59 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-__all__ = ["Source", "opened"]
+__all__ = ["FilePart", "Source", "opened"]
+
+
+class _File(NamedTuple):
+    """A file as it was when it was opened."""
+
+    path: Path
+    identity: tuple[int, int, int, int]
+
+
+class FilePart(NamedTuple):
+    """A run of bytes that stands in a file, and is read when it is wanted."""
+
+    file: _File
+    name: str
+    offset: int
+    size_bytes: int
+
+    def __len__(self) -> int:
+        return self.size_bytes
+
+    def __bytes__(self) -> bytes:
+        """Its bytes in a piece."""
+        found = bytearray(self.size_bytes)
+        self.read_into(memoryview(found))
+        return bytes(found)
+
+    def read_into(self, target: memoryview) -> None:
+        """Read all of it. Raises ImageError if the file is not the one that was looked at."""
+        descriptor = _open(self.file.path, self.name)
+        try:
+            if _identity(os.fstat(descriptor)) != self.file.identity:
+                raise ImageError(f"{self.name}: it changed while it was loaded; try again")
+            done = 0
+            while done < self.size_bytes:
+                step = os.preadv(descriptor, [target[done : self.size_bytes]], self.offset + done)
+                if not step:
+                    raise ImageError(f"{self.name}: it became shorter while it was read")
+                done += step
+        except OSError as error:
+            raise ImageError(f"{self.name}: can't read it: {error.strerror}") from error
+        finally:
+            os.close(descriptor)
 
 
 class Source:
     """A named run of bytes, from memory or from an open file, of which only what is asked for is read."""
 
-    def __init__(self, name: str, size_bytes: int, read: Callable[[int, int], bytes]) -> None:
-        """`read(size_bytes, offset)` gives up to that many bytes, none at the end."""
+    def __init__(
+        self, name: str, size_bytes: int, read: Callable[[int, int], bytes], file: _File | None = None
+    ) -> None:
+        """`read(size_bytes, offset)` gives up to that many bytes, none at the end; they stand in `file`."""
+        self._file = file
         self.name = name
         self.size_bytes = size_bytes
         self._read = read
@@ -43,6 +88,12 @@ class Source:
             pieces.append(piece)
             offset, size_bytes = offset + len(piece), size_bytes - len(piece)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def part(self, offset: int, size_bytes: int, what: str) -> FilePart | bytes:
+        """As read(), of a file only where it stands: for what is large and goes straight to guest memory."""
+        if self._file is None or offset + size_bytes > self.size_bytes:
+            return self.read(offset, size_bytes, what)
+        return FilePart(self._file, self.name, offset, size_bytes)
 
     def head(self, size_bytes: int) -> bytes:
         """The first `size_bytes`, or all if there are fewer."""
@@ -70,9 +121,14 @@ def opened(source: bytes | Path, name: str = "") -> Iterator[Source]:
         if not stat.S_ISREG(status.st_mode):
             kind = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
             raise ImageError(f"{shown}: it is {kind}; give the file of an image")
-        yield _checked(Source(shown, status.st_size, lambda size, at: os.pread(descriptor, size, at)))
+        file = _File(source, _identity(status))
+        yield _checked(Source(shown, status.st_size, lambda size, at: os.pread(descriptor, size, at), file))
     finally:
         os.close(descriptor)
+
+
+def _identity(status: os.stat_result) -> tuple[int, int, int, int]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _reader(data: bytes) -> Callable[[int, int], bytes]:

@@ -78,7 +78,7 @@ def load_vmlinux(source: Source, named: str, *, limit_bytes: int, boot: str = "e
 
         image = load_pvh(source, limit_bytes=limit_bytes)
     else:
-        image = elf.load_elf(source, CpuMode.LONG64, None, limit_bytes=limit_bytes)
+        image = elf.load_elf(source, CpuMode.LONG64, None, limit_bytes=limit_bytes, is_read_later=True)
     return image._replace(kind="linux", linux=_header(named))
 
 

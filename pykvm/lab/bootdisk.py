@@ -62,7 +62,7 @@ def make_boot_disk(disk: Path, kernel: Path, initramfs: Path, arguments: str, me
     data = initramfs.read_bytes()
     initrd = linux.place_initrd(header, len(data), image.end, memory)
     params = linux.boot_params(header, cmdline_gpa=_LOW + _CMDLINE, initrd=(initrd, len(data)), memory_map=())
-    parts = [(segment.gpa, segment.data) for segment in image.segments if segment.data]
+    parts = [(segment.gpa, bytes(segment.data)) for segment in image.segments if segment.data]
     # the bytes that fill up a part's last sector must not be those that remain
     parts = sorted([*parts, (initrd, data)])
     _write(disk, params, arguments, image.entry, parts)

@@ -18,9 +18,11 @@ from hypothesis import strategies as st
 
 from pykvm import layout
 from pykvm.boot import codecs, linux, load
+from pykvm.boot.placement import place
 from pykvm.boot.pvh import start_info
 from pykvm.boot.source import opened
 from pykvm.errors import ConfigError, ImageError, PykvmError
+from pykvm.memory import GuestMemory
 from pykvm.regs import CpuMode
 
 if TYPE_CHECKING:
@@ -190,6 +192,24 @@ def test_a_vmlinux_is_known_by_its_note() -> None:
     assert load(vmlinux_image(), mode=CpuMode.LONG64).kind != "linux"
     with pytest.raises(ImageError, match="its notes should be"):
         load(vmlinux_image()[:-8])
+
+
+def test_a_vmlinux_goes_from_its_file_to_guest_memory(tmp_path: Path) -> None:
+    """Its segments are read where they belong; a file that changed meanwhile is refused."""
+    file = tmp_path / "vmlinux"
+    file.write_bytes(vmlinux_image())
+    with GuestMemory(64 << 20) as memory:
+        image = load(file)
+        (segment,) = image.segments
+        assert bytes(segment.data) == CODE
+        place(image, memory, cmdline="")
+        assert memory.read(0x100_0000, 65) == CODE + b"\0"
+        file.write_bytes(vmlinux_image() + b"more")
+        with pytest.raises(ImageError, match="it changed while it was loaded"):
+            place(image, memory, cmdline="")
+        file.unlink()
+        with pytest.raises(ImageError, match="no such file"):
+            place(image, memory, cmdline="")
 
 
 def test_a_bzimage_can_unpack_itself() -> None:
