@@ -22,10 +22,12 @@ No daemon, no root, no network but for Debian's packages. The instructions are a
 \b
   FROM scratch | IMAGE | ./directory | ./archive.tar | debian: PACKAGE...
   COPY [--chown=USER:GROUP] [--chmod=MODE] SOURCE... TARGET
+  RUN COMMAND (for /bin/sh, or a JSON list)
   ENV, LABEL NAME=VALUE...      WORKDIR, USER      CMD, ENTRYPOINT (words, or a JSON list)
 
-`debian:` takes packages with all they depend on, by apt, without running their scripts. RUN is not there
-yet. Layers are kept: what has not changed is not done again. The same files give the same digests.
+`debian:` takes packages with all they depend on, by apt, without running their scripts. RUN runs in a guest,
+without a network. Layers are kept: what has not changed is not done again. The same files give the same
+digests.
 
 \b
 Example of a Pykvmfile:

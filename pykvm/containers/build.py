@@ -1,7 +1,8 @@
 """An image built from a pykvm-file: each instruction becomes a layer or a setting, and is kept for next time.
 
 The same files, base and instructions give the same digests: owners, times and orders of the host do not
-count, and the time of building is 1970 unless SOURCE_DATE_EPOCH says another.
+count, and the time of building is 1970 unless SOURCE_DATE_EPOCH says another one. What RUN makes has the
+times that its command gave it.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,8 +19,10 @@ from typing import IO, TYPE_CHECKING, Any
 
 from pykvm.containers import context as files
 from pykvm.containers.blobs import write_whole
+from pykvm.containers.busybox import BUSYBOX, add_busybox
 from pykvm.containers.documents import LAYER_TYPE, Descriptor, Image, canonical, chain_ids
 from pykvm.containers.layer import Kind
+from pykvm.containers.names import parse_name
 from pykvm.containers.pykvmfile import Instruction, expand, pairs, parse, split, words
 from pykvm.containers.tree import FileTree, read_file
 from pykvm.containers.views import short
@@ -27,6 +31,7 @@ from pykvm.errors import ConfigError, ImageError, ImageNotFoundError, PykvmError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pykvm.containers.build_run import BuildMachine
     from pykvm.containers.names import Name
     from pykvm.containers.store import Entry, ImageStore
 
@@ -61,8 +66,8 @@ def build(
     and ImageError, naming the line.
     """
     steps = parse(text, where)
-    with store.using():
-        builder = _Builder(store, context, use_cache=use_cache, notice=notice)
+    with store.using(), ExitStack() as stack:
+        builder = stack.enter_context(closing(_Builder(store, context, use_cache=use_cache, notice=notice)))
         for number, step in enumerate(steps, 1):
             notice(f"Step {number}/{len(steps)} : {step.word} {' '.join(step.text.split())}")
             try:
@@ -97,10 +102,12 @@ class _Builder:
         self._notice = notice
         self._state = _State()
         self._tree: FileTree | None = None
+        self._room: BuildMachine | None = None
         self._ignored = files.Ignored(context)
         self._do: dict[str, Callable[[Instruction], None]] = {
             "FROM": self._from,
             "COPY": self._copy,
+            "RUN": self._run,
             "ENV": self._env,
             "LABEL": self._label,
             "WORKDIR": self._workdir,
@@ -162,6 +169,8 @@ class _Builder:
         try:
             return self._store.find(step.text)
         except ImageNotFoundError:
+            if parse_name(step.text).with_tag() == BUSYBOX:
+                return add_busybox(self._store, self._notice)
             raise step.wrong(
                 f"no such image: {step.text}; `pykvm image pull {step.text}` fetches it"
             ) from None
@@ -235,6 +244,33 @@ class _Builder:
         folders = [path for path, source in found if source is None]
         told = files.fingerprint([(path, source) for path, source in found if source is not None])
         self._layer(step, ["copy", folders, list(owner), mode, told], write)
+
+    def _run(self, step: Instruction) -> None:
+        if step.text.startswith("--"):
+            raise step.wrong(f"{step.text.split()[0]}: RUN has no options here")
+        if not self.layers:
+            raise step.wrong("there is nothing yet that could run; begin with a base")
+        args = words(step) or ["/bin/sh", "-c", step.text]
+        state = self._state
+        told = {key: state.settings.get(key) for key in ("Env", "User", "WorkingDir")}
+
+        def write(file: IO[bytes]) -> None:
+            self._machine().run(self.layers, state.diff_ids, state.settings, args, self._files(), file)
+
+        self._layer(step, ["run", args, told], write)
+
+    def _machine(self) -> BuildMachine:
+        """Where commands run, made when the first one does."""
+        if self._room is None:
+            from pykvm.containers.build_run import BuildMachine  # noqa: PLC0415 - few builds run commands
+
+            self._room = BuildMachine(self._store, self._notice)
+        return self._room
+
+    def close(self) -> None:
+        """End what was started."""
+        if self._room:
+            self._room.close()
 
     def _targets(self, names: list[str], target: str, step: Instruction) -> list[tuple[str, Path | None]]:
         """(path in the image, path here) of all there is to copy; None for a directory that must be there."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Instruction", "expand", "pairs", "parse", "split", "words"]
 
-_KNOWN = ("FROM", "COPY", "ENV", "WORKDIR", "USER", "CMD", "ENTRYPOINT", "LABEL")
+_KNOWN = ("FROM", "COPY", "RUN", "ENV", "WORKDIR", "USER", "CMD", "ENTRYPOINT", "LABEL")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _VARIABLE = re.compile(r"\\(.)|\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)(?:(:[-+])([^{}]*))?\}|(.?))", re.DOTALL)
 _PAIR = re.compile(r"([^\s=]+)=((?:\"(?:\\.|[^\"\\])*\"|'[^']*'|\\.|[^\s\"'\\])*)(?:\s+|$)", re.DOTALL)
@@ -80,8 +80,6 @@ def _instructions(text: str) -> list[Instruction]:
 def _instruction(text: str, line: int) -> Instruction:
     word, _, rest = text.strip().partition(" ")
     one = Instruction(word.upper(), rest.strip(), line)
-    if one.word == "RUN":
-        raise one.wrong("commands can't be run while an image is built yet; COPY what they would make")
     if one.word not in _KNOWN:
         raise one.wrong(f"no instruction of that name; there are {', '.join(_KNOWN)}")
     if not one.text:

@@ -33,7 +33,15 @@ if TYPE_CHECKING:
     from pykvm.containers.store import Entry, ImageStore
     from pykvm.registry import Room
 
-__all__ = ["Wish", "add_container", "find_image", "signal_number", "start_container", "user_of"]
+__all__ = [
+    "Wish",
+    "add_container",
+    "add_container_of",
+    "find_image",
+    "signal_number",
+    "start_container",
+    "user_of",
+]
 
 _MOST_USERS_BYTES = 1 << 20
 _KERNEL = (6, 1)
@@ -102,7 +110,13 @@ def add_container(
     store: ImageStore, containers: ContainerStore, wish: Wish, options: RunOptions, entry: Entry
 ) -> Record:
     """Make the layers' files and the record. Raises ImageError, ConfigError."""
-    image = store.image(entry.descriptor)
+    return add_container_of(store, containers, wish, options, store.image(entry.descriptor))
+
+
+def add_container_of(
+    store: ImageStore, containers: ContainerStore, wish: Wish, options: RunOptions, image: Image
+) -> Record:
+    """As add_container, for an image that need not be kept."""
     settings = image.settings.get("config") or {}
     user = user_of(store, image, options.user, options.group_add)
     layers = layer_files(store, image)

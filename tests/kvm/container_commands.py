@@ -33,7 +33,10 @@ def _run(argv: list[str], typed: str) -> tuple[int, str, str, float]:
         os.dup2(file.fileno(), fd)
     began = time.monotonic()
     try:
-        status = _connect(*argv[1:]) if argv[0] == "@connect" else main(["container", *argv])
+        if argv[0] == "@connect":
+            status = _connect(*argv[1:])
+        else:
+            status = main(["image", *argv[1:]] if argv[0] == "@image" else ["container", *argv])
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""Containers in a Linux guest, by the commands that a user types; one boot for many claims."""
+"""Images and containers in a Linux guest, by the commands that a user types; one boot for many claims."""
 
 from __future__ import annotations
 
@@ -50,11 +50,21 @@ def run(*words: str) -> list[str]:
 
 VOLUMES = "cat /host/from; stat -c %u /host/from; echo made > /host/made; echo x > /ro/no"
 SERVER = "while :; do nc -l -p 80 -e sh -c 'read x; echo got $x'; done"
+BUILD = """FROM busybox
+COPY from /srv/from
+WORKDIR /srv
+ENV A=it
+RUN echo "$A is $(cat from)" | tee made && rm /etc/shadow
+"""
 FORKS = "for i in 1 2 3 4 5 6 7 8; do sleep 1 & done"
 CHANGES = "echo new > /root/f; rm /etc/shadow; cat /proc/self/cgroup; exit 9"
 RIGHTS = "grep -E 'CapEff|Seccomp:' /proc/self/status; mount -t tmpfs t /mnt"
 FOLDER = "FOLDER"  # stands for one of the host's
 COMMANDS: dict[str, list[str]] = {
+    "build": ["@image", "build", "-t", "built", FOLDER],
+    "build_again": ["@image", "build", "-t", "built", FOLDER],
+    "build_fails": ["@image", "build", "-f", f"{FOLDER}/Failing", FOLDER],
+    "build_diff": ["@image", "diff", "busybox", "built"],
     "hello": ["run", *VM, "--name", "one", "busybox", "echo", "hello"],
     "seven": run("echo e >&2; exit 7"),
     "input": ["run", *VM, "--rm", "-i", "busybox", "tr", "a-z", "A-Z"],
@@ -110,6 +120,8 @@ def did(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Result]:
     env = {**os.environ, "XDG_RUNTIME_DIR": str(room), "PYKVM_DATA": str(tmp_path_factory.mktemp("data"))}
     folder = tmp_path_factory.mktemp("folder")
     (folder / "from").write_text("the host's\n")
+    (folder / "Pykvmfile").write_text(BUILD)
+    (folder / "Failing").write_text("FROM busybox\nRUN exit 7\n")
     program = Path(__file__).with_name("container_commands.py")
     try:
         done = subprocess.run(
@@ -148,6 +160,19 @@ def test_containers_run_with_clean_streams_and_dockers_statuses(did: dict[str, R
     assert did["user"].out == "65534\n/home\nCapEff:\t0000000000000000\n"
     assert did["read_only"].status == 1
     assert "Read-only file system" in did["read_only"].err
+
+
+def test_an_image_is_built_by_commands_in_a_guest(did: dict[str, Result]) -> None:
+    """RUN has the layers, directory and variables so far; its changes are kept, and done once; 7 fails."""
+    assert did["build"].status == 0, did["build"]
+    assert "it is the host's" in did["build"].out
+    assert did["build_diff"].out.splitlines() == ["D /etc/shadow", "A /srv", "A /srv/from", "A /srv/made"]
+    assert did["build_again"].out.count("Using cache") == 2
+    assert did["build_again"].seconds < did["build"].seconds / 2
+    assert did["build_fails"].status == 126
+    assert (
+        "line 2: RUN: the command '/bin/sh -c exit 7' returned a non-zero code: 7" in did["build_fails"].err
+    )
 
 
 def test_each_step_is_told(did: dict[str, Result]) -> None:

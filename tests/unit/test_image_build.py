@@ -219,7 +219,8 @@ def _deb(tar: bytes) -> bytes:
 MISTAKES = {
     "": "there is no instruction",
     "COPY a b": "line 1: COPY: the first instruction must be FROM",
-    "FROM scratch\nRUN make": "line 2: RUN: commands can't be run while an image is built yet",
+    "FROM scratch\nRUN make": "line 2: RUN: there is nothing yet that could run",
+    "FROM scratch\nRUN --mount=type=cache x": "RUN has no options here",
     "FROM scratch\nADD a b": "line 2: ADD: no instruction of that name; there are FROM, COPY",
     "FROM scratch\nFROM scratch": "line 2: FROM: a second stage",
     "FROM none:1": "line 1: FROM: no such image: none:1",
