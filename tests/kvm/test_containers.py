@@ -17,7 +17,7 @@ from pykvm.lab.store import Store
 from pykvm.linux.kit import cached_kit
 
 pytestmark = pytest.mark.needs("ring3_syscall", "irqchip", "irqfd", "ioeventfd", "smp")
-TIMEOUT_S = 300
+TIMEOUT_S = 600
 VM = ["--vm", "lab", "--vm-disk", "64M"]
 LOOP = "echo up; trap 'echo term; exit 3' TERM; while :; do sleep 0.1; done"
 
