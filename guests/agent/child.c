@@ -1,10 +1,11 @@
 /* The two ways into a container: as its first process, and into one that runs. */
 #include "container.h"
 
+#include <linux/memfd.h>
 #include <linux/mount.h>
 #include <linux/prctl.h>
 
-enum { KEYCTL_JOIN_SESSION_KEYRING = 1 };
+enum { KEYCTL_JOIN_SESSION_KEYRING = 1, PROGRAM_MOST = 1 << 20 };
 
 int own_program = -1;
 
@@ -56,13 +57,28 @@ static long become_root(const struct container *container)
 	return 0;
 }
 
+/* A copy of our program for this container alone: by /proc/1/exe its root could change the mode of the agent's own file. */
+static int own_copy(void)
+{
+	int from = (int)SYS(openat, AT_FDCWD, "/proc/self/exe", O_RDONLY | O_CLOEXEC, 0);
+	int copy = from < 0 ? from : (int)SYS(memfd_create, "pykvm-init", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	long done = copy < 0 ? copy : 1;
+	while (done > 0)
+		done = SYS(sendfile, copy, from, 0, PROGRAM_MOST);
+	if (done >= 0)
+		done = SYS(fcntl, copy, F_ADD_SEALS, F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE);
+	SYS(close, from);
+	return done < 0 ? (int)done : copy;
+}
+
 static long first(const struct first_plan *plan)
 {
 	const struct container *container = plan->container;
 	const struct json *config = json_get(plan->request, "config"), *process = json_get(config, "process");
 	long failed = 0;
 	char go;
-	own_program = (int)SYS(openat, AT_FDCWD, "/proc/self/exe", O_PATH | O_CLOEXEC, 0);
+	if (json_true(json_get(plan->request, "init")) && (own_program = own_copy()) < 0)
+		return trouble_set(own_program, "memfd_create", "our own first process");
 	if (SYS(read, STATUS_FD, &go, 1) != 1)
 		SYS(exit_group, 127);
 	SYS(setsid);

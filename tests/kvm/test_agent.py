@@ -278,6 +278,9 @@ def test_an_init_forwards_and_reaps(guest: Guest) -> None:
     script = "(sleep 0.1 & exit); sleep 0.4; cat /proc/[0-9]*/status | grep -c 'State:.Z'; exec sleep 100"
     name, call = guest.open(script, more={"init": True})
     assert next(item.data for item in call if isinstance(item, Data)) == b"0\n"
+    harm = guest.exec(name, "chmod 0 /proc/1/exe; echo x > /proc/1/exe; ls -l /proc/1/exe")
+    assert "memfd" in harm.text, "it is a copy of its own"
+    assert guest.run("echo unharmed", more={"init": True}).out == b"unharmed\n"
     guest.client.ask("signal", name=name, signal=TERM)
     assert follow(call).status == 128 + TERM
     guest.client.ask("delete", name=name)
