@@ -48,6 +48,7 @@ _NOT_FOR_PROGRAMS = {
     "shares": "--share",
     "nets": "--net",
     "vsock": "--vsock",
+    "streams": "--stream",
     "balloon": "--balloon",
 }
 

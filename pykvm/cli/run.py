@@ -105,6 +105,14 @@ _OPTIONS = [
         help="For Linux: sockets between host and guest; port N of the host is the Unix socket PATH_N.",
     ),
     click.option(
+        "--stream",
+        "streams",
+        multiple=True,
+        metavar="NAME=PATH",
+        help="For Linux: a stream between /dev/virtio-ports/NAME in the guest and the Unix socket PATH; "
+        "repeat for more.",
+    ),
+    click.option(
         "--balloon", metavar="SIZE", help="For Linux: memory that the guest is to give back, as in 64M."
     ),
     click.option(

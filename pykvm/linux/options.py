@@ -15,7 +15,7 @@ from pykvm.errors import ConfigError, ImageError
 from pykvm.memory import parse_size
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from pykvm.linux.initramfs import Job
     from pykvm.machine import Machine
@@ -27,6 +27,7 @@ _ONLY_LINUX = {
     "shares": "--share",
     "nets": "--net",
     "vsock": "--vsock",
+    "streams": "--stream",
     "balloon": "--balloon",
 }
 DHCP = (
@@ -34,6 +35,13 @@ DHCP = (
     ">/dev/null 2>&1"
 )
 _SHARE_PATH = "/share"
+_PORT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}")
+_NAME_PORTS = (
+    "mkdir -p /dev/virtio-ports; cd /sys/class/virtio-ports; tries=0; "
+    "until [ $(cat */name 2>/dev/null | wc -l) = {count} ] || [ $tries = 100 ]; "
+    "do tries=$((tries+1)); usleep 50000; done; "
+    'for port in *; do ln -s "../$port" "/dev/virtio-ports/$(cat $port/name)"; done'
+)
 _PORTS = re.compile(r"\d{1,5}(:\d{1,5})?")
 
 
@@ -72,6 +80,9 @@ def add_devices(machine: Machine, options: Mapping[str, Any], job: Job | None = 
     for number, text in enumerate(text for text in options.get("nets") or () if text != "none"):
         _add_net(machine, text, number, job)
         modules.append("virtio_net")
+    if streams := options.get("streams"):
+        _add_streams(machine, streams, job)
+        modules.append("virtio_console")
     if text := options.get("vsock"):
         _add_vsock(machine, text)
         modules.append("vmw_vsock_virtio_transport")
@@ -189,6 +200,21 @@ def _frames_fd(text: str, fd: int) -> int:
         pass
     os.close(fd)
     raise ConfigError(f"--net {text}: that is no socket of datagrams or packets")
+
+
+def _add_streams(machine: Machine, texts: Sequence[str], job: Job | None) -> None:
+    """NAME=PATH each: /dev/virtio-ports/NAME in the guest, a Unix socket of the host."""
+    from pykvm.devices.virtio.ports import Ports  # noqa: PLC0415 - as above
+
+    found = []
+    for text in texts:
+        name, _, path = text.partition("=")
+        if not _PORT_NAME.fullmatch(name) or not path:
+            raise ConfigError(f"--stream {text}: give NAME=PATH, as in agent=/tmp/agent.sock")
+        found.append((name, Path(path)))
+    machine.virtio.add(Ports(found))
+    if job:
+        job.add("start", _NAME_PORTS.format(count=len(found)))
 
 
 def _add_vsock(machine: Machine, text: str) -> None:

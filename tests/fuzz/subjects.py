@@ -15,6 +15,7 @@ from pykvm.devices.virtio.fs import Fs
 from pykvm.devices.virtio.fuse import IN_HEADER
 from pykvm.devices.virtio.host_folder import HostFolder
 from pykvm.devices.virtio.net import Net
+from pykvm.devices.virtio.ports import Ports
 from pykvm.devices.virtio.rng import Rng
 from pykvm.devices.virtio.vsock import HEADER, Vsock
 
@@ -111,6 +112,43 @@ class _Console(_Plain):
             self.console.resize(rng.getrandbits(16), rng.getrandbits(16))
         else:
             self.console.release()
+
+
+class _Ports(_Plain):
+    def __init__(self, folder: Path, memory: GuestMemory, rng: Random) -> None:
+        self.paths = [folder / "p0", folder / "p1"]
+        self.links: list[socket.socket] = []
+        self.device = Ports([(path.name, path) for path in self.paths])
+
+    def request(self, rng: Random) -> tuple[bytes, int]:
+        if rng.random() < 0.6:
+            event = rng.randrange(9) if rng.random() < 0.9 else number(rng, 16)
+            return struct.pack("<IHH", rng.choice((0, 0, 1, 2, number(rng, 32))), event, rng.randrange(3)), 64
+        return rng.randbytes(rng.choice((0, 1, 7, 100, 5000))), rng.choice((0, 1, 64, 4096))
+
+    def host(self, rng: Random) -> None:
+        if len(self.links) < 3:
+            link = socket.socket(socket.AF_UNIX)
+            link.setblocking(False)
+            self.links.append(link)
+            with suppress(OSError):
+                link.connect(str(rng.choice(self.paths)))
+        link = rng.choice(self.links)
+        with suppress(OSError):
+            if rng.random() < 0.6:
+                link.send(rng.randbytes(rng.randrange(1, 3000)))
+            elif rng.random() < 0.7:
+                link.recv(4096)
+            else:
+                self.links.remove(link)
+                link.close()
+
+    def check(self, memory: GuestMemory) -> None:
+        assert not any(path.exists() for path in self.paths), "a socket is still there"
+
+    def close(self) -> None:
+        for link in self.links:
+            link.close()
 
 
 class _Disk(_Plain):
@@ -304,6 +342,7 @@ SUBJECTS: dict[str, Callable[[Path, GuestMemory, Random], Subject]] = {
     "rng": _Rng,
     "balloon": _Balloon,
     "console": _Console,
+    "ports": _Ports,
     "disk": _Disk,
     "disk-ro": _ReadOnlyDisk,
     "disk-snapshot": _OverlayDisk,

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -163,6 +164,8 @@ pwd
 cat from_the_host
 cp from_the_host from_the_guest
 ./vsock_client
+read word </dev/virtio-ports/wish
+echo "$word heard" >/dev/virtio-ports/wish
 exit 7
 """
 
@@ -186,7 +189,7 @@ def test_a_panic_is_reported_and_requests_cost_no_exit(panicked: RunResult) -> N
 
 @pytest.mark.usefixtures("panicked")
 def test_a_command_with_all_that_it_may_have(kit: Kit, disk: Path, tmp_path: Path) -> None:
-    """Two CPUs, what was synced to the disk before, a folder of the host, a socket; output and status."""
+    """Two CPUs, what was synced to the disk before, a folder of the host, a socket, a stream; output and status."""
     share = tmp_path / "share"
     share.mkdir()
     (share / "from_the_host").write_text("shared\n")
@@ -201,12 +204,31 @@ def test_a_command_with_all_that_it_may_have(kit: Kit, disk: Path, tmp_path: Pat
             heard.append(program.recv(100))
             program.sendall(b"from the host\n")
 
-    options = ["--smp", "2", "--disk", f"{disk},snapshot", "--share", str(share), "--balloon", "16M"]
+    def wish() -> None:
+        """As the guest's first process makes it: a program that comes as soon as the socket is there."""
+        with socket.socket(socket.AF_UNIX) as program:
+            while program.connect_ex(str(tmp_path / "wish")):
+                time.sleep(0.05)
+            program.sendall(b"a wish\n")
+            heard.append(program.recv(100))
+
+    options = [
+        "--smp",
+        "2",
+        "--stream",
+        f"wish={tmp_path}/wish",
+        "--disk",
+        f"{disk},snapshot",
+        "--share",
+        str(share),
+        "--balloon",
+        "16M",
+    ]
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "v_80"))
         listener.listen()
-        thread = threading.Thread(target=answer, args=(listener,), daemon=True)
-        thread.start()
+        threading.Thread(target=answer, args=(listener,), daemon=True).start()
+        threading.Thread(target=wish, daemon=True).start()
         done = subprocess.run(
             command(kit, _READ, *options, "--vsock", f"3:{tmp_path}/v"),
             stdin=subprocess.DEVNULL,
@@ -218,7 +240,7 @@ def test_a_command_with_all_that_it_may_have(kit: Kit, disk: Path, tmp_path: Pat
     wanted = ["2", kit.kernel.release, "/dev/hvc0", "1", "kept", "/share", "shared", "from the host"]
     assert done.stdout.splitlines() == wanted, done.stdout + done.stderr
     assert (done.returncode, done.stderr) == (7, "")
-    assert heard == [b"from the guest"]
+    assert heard == [b"from the guest", b"a wish heard\n"]
     assert (share / "from_the_guest").read_text() == "shared\n"
 
 

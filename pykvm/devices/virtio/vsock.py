@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-__all__ = ["HEADER", "HOST_CID", "Op", "Vsock"]
+__all__ = ["HEADER", "HOST_CID", "Op", "Vsock", "listen_on", "stop_listening"]
 
 HOST_CID = 2
 HEADER = struct.Struct("<QQIIIHHIII")
@@ -97,8 +97,7 @@ class Vsock(VirtioDevice):
             raise ConfigError(f"vsock: the CID {cid} is none of a guest; give one from 3 to {0xFFFFFFFE}")
         self._cid = cid
         self._path = path
-        self._listener = _listen(path)
-        self._inode = os.lstat(path).st_ino
+        self._listener, self._inode = listen_on(path, "vsock")
         self._connections: dict[tuple[int, int], _Connection] = {}
         self._by_fd: dict[int, tuple[int, int]] = {}
         self._clients: dict[int, tuple[socket.socket, bytearray]] = {}
@@ -126,10 +125,7 @@ class Vsock(VirtioDevice):
         for client, _ in self._clients.values():
             client.close()
         self._clients = {}
-        self._listener.close()
-        with suppress(OSError):
-            if os.lstat(self._path).st_ino == self._inode:
-                self._path.unlink()
+        stop_listening(self._listener, self._path, self._inode)
 
     # ---- what is waited for
 
@@ -388,8 +384,11 @@ class Vsock(VirtioDevice):
             self._reset(key)
 
 
-def _listen(path: Path) -> socket.socket:
-    """A Unix socket at `path`; one that nobody listens on any more is replaced. Raises ConfigError."""
+def listen_on(path: Path, what: str) -> tuple[socket.socket, int]:
+    """A Unix socket at `path`, and its inode; one that nobody listens on any more is replaced.
+
+    Raises ConfigError, which says that it is for `what`.
+    """
     listener = socket.socket(socket.AF_UNIX)
     try:
         listener.setblocking(False)
@@ -399,8 +398,16 @@ def _listen(path: Path) -> socket.socket:
         listener.listen(64)
     except (OSError, ValueError) as error:
         listener.close()
-        raise ConfigError(f"vsock: {path}: {getattr(error, 'strerror', None) or error}") from None
-    return listener
+        raise ConfigError(f"{what}: {path}: {getattr(error, 'strerror', None) or error}") from None
+    return listener, os.lstat(path).st_ino
+
+
+def stop_listening(listener: socket.socket, path: Path, inode: int) -> None:
+    """Take a socket of listen_on() away, unless somebody has put another one there."""
+    listener.close()
+    with suppress(OSError):
+        if os.lstat(path).st_ino == inode:
+            path.unlink()
 
 
 def _is_dead_socket(path: Path) -> bool:
