@@ -197,8 +197,11 @@ class _Watch:
 
 
 def _run(machine: Machine, watch: _Watch, *, show: bool) -> RunResult:
-    """Run with signals and terminal in order: SIGINT and SIGTERM end the run, at any moment."""
-    before = {number: signal.signal(number, watch.leave) for number in (signal.SIGINT, signal.SIGTERM)}
+    """Run with signals and terminal in order: SIGINT, SIGTERM and SIGHUP end the run, at any moment."""
+    ends = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # nohup(1): the terminal may go
+        ends.remove(signal.SIGHUP)
+    before = {number: signal.signal(number, watch.leave) for number in ends}
     if (terminal := machine.terminal) is not None:
         import shutil  # noqa: PLC0415 - who has no such terminal does not pay
 

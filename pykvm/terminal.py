@@ -8,6 +8,7 @@ import sys
 import termios
 import threading
 import tty
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
@@ -68,7 +69,8 @@ class Terminal:
         if self._thread.is_alive():
             self._thread.join()
         if self._saved is not None:
-            termios.tcsetattr(self._fd, termios.TCSADRAIN, self._saved)
+            with suppress(termios.error):  # the terminal has gone
+                termios.tcsetattr(self._fd, termios.TCSADRAIN, self._saved)
         os.close(self._wake)
 
     def _keep_output_processing(self) -> None:

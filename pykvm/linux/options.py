@@ -40,7 +40,7 @@ _NAME_PORTS = (
     "mkdir -p /dev/virtio-ports; cd /sys/class/virtio-ports; tries=0; "
     "until [ $(cat */name 2>/dev/null | wc -l) = {count} ] || [ $tries = 100 ]; "
     "do tries=$((tries+1)); usleep 50000; done; "
-    'for port in *; do ln -s "../$port" "/dev/virtio-ports/$(cat $port/name)"; done'
+    'for name in */name; do ln -s "../${{name%/name}}" "/dev/virtio-ports/$(cat $name)"; done'
 )
 _PORTS = re.compile(r"\d{1,5}(:\d{1,5})?")
 

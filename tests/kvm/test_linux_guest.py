@@ -189,7 +189,7 @@ def test_a_panic_is_reported_and_requests_cost_no_exit(panicked: RunResult) -> N
 
 @pytest.mark.usefixtures("panicked")
 def test_a_command_with_all_that_it_may_have(kit: Kit, disk: Path, tmp_path: Path) -> None:
-    """Two CPUs, what was synced to the disk before, a folder of the host, a socket, a stream; output and status."""
+    """Two CPUs, what was synced to the disk, a folder of the host, a socket, a stream; output and status."""
     share = tmp_path / "share"
     share.mkdir()
     (share / "from_the_host").write_text("shared\n")
