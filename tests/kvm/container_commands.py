@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import sys
 import tempfile
 import time
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["run_all"]
 
@@ -33,8 +37,8 @@ def _run(argv: list[str], typed: str) -> tuple[int, str, str, float]:
         os.dup2(file.fileno(), fd)
     began = time.monotonic()
     try:
-        if argv[0] == "@connect":
-            status = _connect(*argv[1:])
+        if argv[0] in _OURS:
+            status = _OURS[argv[0]](*argv[1:])
         else:
             status = main(["image", *argv[1:]] if argv[0] == "@image" else ["container", *argv])
     finally:
@@ -67,6 +71,20 @@ def _connect(name: str, question: str) -> int:
                 answer += data
     sys.stdout.write(answer.decode())
     return 0
+
+
+def _kill(name: str) -> int:
+    """Kill the process of a machine, which can't do anything about it."""
+    from pykvm.registry import Room
+
+    with Room() as room:
+        os.kill(next(entry.about["pid"] for entry in room.entries() if entry.name == name), signal.SIGKILL)
+        while room.is_running(name):
+            time.sleep(0.01)
+    return 0
+
+
+_OURS: dict[str, Callable[..., int]] = {"@connect": _connect, "@kill": _kill}
 
 
 if __name__ == "__main__":
