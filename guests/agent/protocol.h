@@ -46,8 +46,8 @@
  *          rlimits, noNewPrivileges, oomScoreAdj}, root {readonly}, hostname, domainname, mounts [{destination, type, source, options}],
  *          linux {namespaces, uidMappings, gidMappings, devices, cgroupsPath (not taken), resources (as `update`; also devices: ignored),
  *          sysctl, maskedPaths, readonlyPaths, rootfsPropagation (not taken)}.
- *          A namespace that is not named is the guest's; {"type":"time"} too; one with "path" is entered
- *          ("path":"container:NAME" is that container's). mounts: type "bind" has a "source" in the guest, type "virtiofs"
+ *          A namespace that is not named is the guest's; {"type":"time"} too; one with "path", in the guest, is
+ *          entered. mounts: type "bind" has a "source" in the guest, type "virtiofs"
  *          a source "TAG[/SUB]" on a share; options ro, rw, nosuid, nodev, noexec, relatime, noatime, strictatime, bind, rbind,
  *          private …; the rest goes to the file system as data.
  * start    {"op":"start","name":NAME}: {"pid":PID}
