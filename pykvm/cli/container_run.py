@@ -130,7 +130,7 @@ def run_command(image: str, words: tuple[str, ...], **given: Any) -> int:
         entry = find_image(store, image, notice, progress)
     wish = Wish(image, given["name"], given["vm"], given["remove"])
     has_volumes = bool(given["vm"] or given["volumes"])
-    guest = GuestOptions(given["vm_memory"], given["vm_cpus"], given["vm_disk"], has_volumes)
+    guest = GuestOptions(given["vm_memory"], given["vm_cpus"], given["vm_disk"], has_volumes, not given["vm"])
     with Room() as room:
         record = add_container(store, containers, wish, options, entry)
         try:

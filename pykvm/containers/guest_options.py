@@ -11,9 +11,11 @@ class GuestOptions(NamedTuple):
     """`memory` is a size; where containers have no disk, what they write is in it as well.
 
     `disk` is the size of a disk for what they write, "" for none. `volumes`: folders of the host can be had.
+    `for_one`: it ends if nobody asks for its container.
     """
 
     memory: str = "512M"
     vcpus: int = 1
     disk: str = ""
     volumes: bool = False
+    for_one: bool = False

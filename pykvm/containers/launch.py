@@ -30,7 +30,7 @@ __all__ = ["agent_of", "ensure_machine", "machine_cpus", "reach", "started_of"]
 
 _VSOCK = ".vsock"
 _START_S = 180.0
-_LOOK_S = 0.01
+_UNUSED_S = 30.0
 
 
 def started_of(room: Room, name: str) -> int | None:
@@ -190,6 +190,8 @@ def _serve(name: str, options: GuestOptions, parts: Any, layers: Sequence[LayerF
                 try:
                     service.begin(lambda: connect_agent(vsock))
                     _tell(told, "ready")
+                    if options.for_one:
+                        service.end_unless_used(_UNUSED_S)
                 except PykvmError as error:
                     _tell(told, str(error))
                     machine.stop()

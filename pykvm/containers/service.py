@@ -72,6 +72,7 @@ class Service:
         self._volumes = volumes or {}
         self._has_disk = has_disk
         self._is_ready = threading.Event()
+        self._was_asked = threading.Event()
         self._client: AgentClient | None = None
         self._why = ""
         self._growing = threading.Lock()
@@ -91,6 +92,11 @@ class Service:
             raise
         finally:
             self._is_ready.set()
+
+    def end_unless_used(self, limit_s: float) -> None:
+        """Shut down if nobody has asked for a container by then: who made the machine has gone."""
+        if not self._was_asked.wait(limit_s):
+            self.shut_down()
 
     def finish(self) -> None:
         """The machine has ended: wait for what its containers' keepers still write."""
@@ -142,6 +148,7 @@ class Service:
         self.shut_down()
 
     def _container(self, _: Any, link: socket.socket, request: Mapping[str, Any]) -> None:
+        self._was_asked.set()
         link.settimeout(None)
         viewer = _Viewer(link, is_attached=bool(request.get("attach")))
         store = ContainerStore(Path(str(request["root"])))

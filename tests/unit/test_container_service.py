@@ -238,6 +238,12 @@ def test_stopping_a_machine_ends_its_containers_in_order(rig: Rig) -> None:
     assert rig.store.get(record.id).status == 138
 
 
+def test_a_machine_that_nobody_uses_ends(rig: Rig) -> None:
+    """The command that made it was killed before it could ask for its container."""
+    rig.service.end_unless_used(0)
+    assert [one["op"] for one in rig.agent.asked] == ["shutdown"]
+
+
 def test_when_the_guest_dies_its_containers_have_died(rig: Rig) -> None:
     """The viewer is told, and the record says why; one whose service was killed is found by who looks."""
     record = add(rig.store, record_of("f", ["forever"]))
