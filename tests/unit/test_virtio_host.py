@@ -18,7 +18,7 @@ from virtio_driver import BUFFERS_AT, MEMORY_BYTES, WRITE, Driver
 from pykvm.devices.virtio.balloon import Balloon, BalloonFeature, Statistic
 from pykvm.devices.virtio.device import Feature, VirtioDevice
 from pykvm.devices.virtio.mmio import Register
-from pykvm.devices.virtio.net import Net, parse_mac
+from pykvm.devices.virtio.net import Net, NetFeature, parse_mac
 from pykvm.devices.virtio.vsock import HEADER, Op, Vsock
 from pykvm.errors import ConfigError
 from pykvm.linux.options import add_devices
@@ -75,6 +75,20 @@ def test_frames_pass_both_ways() -> None:
         pump(driver, driver.device)
         head = struct.pack("<10xH", 1)
         assert received(driver) == [head + b"first", head + b"second"]
+
+
+def test_a_tap_has_the_driver_s_header_along() -> None:
+    """Both ways as it is, but for the number of buffers, which is 1; such a card offers checksums and TSO."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    offloads = NetFeature.CSUM | NetFeature.GUEST_CSUM | NetFeature.HOST_TSO4 | NetFeature.GUEST_TSO6
+    with theirs, Driver(Net(ours.detach(), MAC, has_headers=True), features=V1 | offloads) as driver:
+        header = bytes([1, 3, 54, 0, 220, 5, 34, 0, 16, 0])
+        driver.request([header + b"\0\0", b"segment"], queue=1)
+        assert theirs.recv(100) == header + b"\0\0segment"
+        offer_room(driver)
+        theirs.send(header + b"\0\0from the host")
+        pump(driver, driver.device)
+        assert received(driver) == [header + b"\1\0from the host"]
 
 
 def test_frames_that_do_not_fit_are_lost_and_counted() -> None:
