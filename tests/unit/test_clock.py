@@ -42,14 +42,15 @@ def test_a_tsc_value_becomes_the_ns_of_its_moment() -> None:
 
 
 def test_a_duration_is_what_the_other_clock_says() -> None:
-    """Within a percent, over some milliseconds."""
+    """Within a percent, over some milliseconds; a busy host may take its time between two readings."""
     clock = TscClock()
-    start_ns, start = time.monotonic_ns(), lib.tsc_now()
+    start_ns, start, started_ns = time.monotonic_ns(), lib.tsc_now(), time.monotonic_ns()
     while time.monotonic_ns() < start_ns + 20_000_000:
         pass
-    end_ns, end = time.monotonic_ns(), lib.tsc_now()
+    end_ns, end, ended_ns = time.monotonic_ns(), lib.tsc_now(), time.monotonic_ns()
     clock.settle()
-    assert clock.duration_ns(end - start) == pytest.approx(end_ns - start_ns, rel=0.01, abs=100_000)
+    least, most = end_ns - started_ns, ended_ns - start_ns
+    assert least * 0.99 - 100_000 <= clock.duration_ns(end - start) <= most * 1.01 + 100_000
 
 
 @given(st.integers(1, 1 << 62), st.integers(0, 1 << 62), st.integers(1, 1 << 40), st.integers(1, 1 << 40))
