@@ -147,7 +147,7 @@ def command(
         if argv is not None:
             raise click.UsageError(f"{ctx.invoked_subcommand} takes no command after --", ctx)
         return None
-    from pykvm.lab import run, shell
+    from pykvm.lab.launch import run, shell
 
     with_terminal = _both_terminals() and not argv if terminal is None else terminal
     if with_terminal and not _both_terminals():
@@ -204,7 +204,7 @@ def setup(
 
         click.echo(" ".join(needed_packages(cpus, missing_only=missing)))
         return
-    from pykvm.lab import prepare
+    from pykvm.lab.launch import prepare
 
     prepare(cpus, reporter=_reporter(quiet=quiet), update=update)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pykvm.doctor.report import Report
 from pykvm.errors import LabError, PykvmError
-from pykvm.lab import LABS, run
+from pykvm.lab.launch import LABS, run
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -5,7 +5,7 @@ Two back ends, one way to use them::
     amd      kvm_amd   SVM with nested paging, in QEMU's software CPU      pykvm.lab.amd
     intel    kvm_intel VMX with EPT, in Bochs                              pykvm.lab.intel
 
-`run(["pytest", …], cpu="amd")` boots the lab, runs the command in it with this process's standard
+`launch.run(["pytest", …], cpu="amd")` boots the lab, runs the command in it with this process's standard
 streams, environment and current directory, and returns its exit status. Neither root nor /dev/kvm is
 needed. The command runs as the lab's root on a copy of the host's file system: whatever it writes is
 gone with the lab, except what it writes below `share`, which is the same directory inside and outside.
@@ -84,9 +84,3 @@ The init mounts proc, sys, dev, devpts, /dev/shm, /run, cgroup2, tracefs and deb
 network up, and makes the overlay the root by moving it (so that namespaces and pivot_root work inside).
 Nothing of it depends on the back end.
 """
-
-from __future__ import annotations
-
-from pykvm.lab.launch import LABS, prepare, run, shell
-
-__all__ = ["LABS", "prepare", "run", "shell"]

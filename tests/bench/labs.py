@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pykvm.errors import LabError
-from pykvm.lab import run
+from pykvm.lab.launch import run
 
 from .figures import read_baseline
 from .floor import Programs

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-import pykvm.lab
+import pykvm.lab.launch
 from pykvm.cli import main
 from pykvm.errors import ConfigError, LabError
 from pykvm.lab.launch import backend_for, run, shell
@@ -24,7 +24,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], dict[str, Any
         seen.append((list(argv), options))
         return 7
 
-    monkeypatch.setattr(pykvm.lab, "run", fake)
+    monkeypatch.setattr(pykvm.lab.launch, "run", fake)
     return seen
 
 
