@@ -171,6 +171,7 @@ class Workshop:
         missing = needed_packages(list(cpus), missing_only=True)
         missing += [] if shutil.which("iasl") else ["acpica-tools"]
         missing += [] if shutil.which("passt") else ["passt"]
+        missing += [] if shutil.which("ip") else ["iproute2"]
         if not missing or os.geteuid() or not shutil.which("apt-get"):
             return
         self.say(f"installing Debian packages: {' '.join(missing)}")

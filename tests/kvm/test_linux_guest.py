@@ -289,8 +289,9 @@ wget -q -O - http://10.9.9.1:8000/
 
 def test_a_network_for_users(kit: Kit, tmp_path: Path) -> None:
     """By passt, in a network without a way out: an address by DHCP, ping, and HTTP to the host."""
-    if not shutil.which("passt"):
-        pytest.skip(f"{NOT_HERE}passt: Debian's package of that name")
+    for program, package in (("passt", "passt"), ("ip", "iproute2")):
+        if not shutil.which(program):
+            pytest.skip(f"{NOT_HERE}{program}: Debian's package {package}")
     argv = ["unshare", "--net", "sh", "-c", _AROUND, "sh", *command(kit, _OUT, "--net", "user")]
     environment = {**os.environ, "FOLDER": str(tmp_path), "PYTHON": sys.executable}
     done = subprocess.run(

@@ -81,14 +81,23 @@ def test_a_machine_in_the_background_is_typed_on(room: Room) -> None:
     assert (name, about["image"]) == ("echo", "16_uart_interrupt")
     assert leave_by_keys("echo") == (0, "pykvm: left echo, which goes on\n")
     assert [entry.name for entry in room.entries()] == ["echo"]
-    with subprocess.Popen([*PYKVM, "console", "echo"], stdin=subprocess.DEVNULL, **PIPES) as watcher:
+    console = (*PYKVM, "console", "echo")
+    with (
+        subprocess.Popen(console, stdin=subprocess.PIPE, **PIPES) as typist,
+        subprocess.Popen(console, stdin=subprocess.DEVNULL, **PIPES) as watcher,
+    ):
         assert watcher.stdout
-        typist = pykvm("console", "echo", typed="half and half\n")
-        seen, said = watcher.communicate(timeout=LIMIT_S)
-    assert (typist.returncode, typist.stderr) == (0, "pykvm: echo has ended\n")
-    assert typist.stdout == "half and half\n"
+        assert typist.stdin
+        typist.stdin.write("half")
+        typist.stdin.flush()
+        # Its first byte says that the watcher is there: the line's end, which ends the machine, waits for it.
+        first = os.read(watcher.stdout.fileno(), 1).decode()
+        typed, complaint = typist.communicate(" and half\n", timeout=LIMIT_S)
+        rest, said = watcher.communicate(timeout=LIMIT_S)
+    assert (typist.returncode, complaint) == (0, "pykvm: echo has ended\n")
+    assert typed == "half and half\n"
     assert (watcher.returncode, said) == (0, "pykvm: echo has ended\n")
-    assert typist.stdout.endswith(seen)
+    assert typed.endswith(first + rest)
     until_over(room, "echo")
 
 
