@@ -29,6 +29,7 @@ Examples:
   pykvm image ls --tree               the layers and who shares them
   pykvm image diff tools:1 tools:2    which files differ
   pykvm image push tools localhost:5000/tools
+  pykvm image verify                  hold all that is kept against its digests
 """
 _as_json = click.option("--json", "as_json", is_flag=True, help="For machines.")
 _no_trunc = click.option("--no-trunc", is_flag=True, help="Show IDs and texts in full.")
@@ -320,6 +321,37 @@ def gc(store: Callable[[], ImageStore], untagged: bool, dry_run: bool, as_json: 
     for digest in removed.deleted:
         click.echo(f"Deleted: {digest}")
     click.echo(f"Total reclaimed space: {views.size(removed.freed_bytes)}")
+
+
+@command.command()
+@click.option("--repair", is_flag=True, help="Take out what is damaged, make again what can be made here.")
+@_as_json
+@click.pass_obj
+def verify(store: Callable[[], ImageStore], repair: bool, as_json: bool) -> None:
+    """Read all images and hold each blob, layer and file system against its digest.
+
+    What is damaged is told line by line, and the exit status is 126. With --repair, load or pull the images
+    that have lost something again: only that is fetched.
+    """
+    from pykvm.cli.progress import bars
+    from pykvm.containers import views
+    from pykvm.containers.verify import verify as verify_all
+    from pykvm.errors import ImageError
+
+    with bars(quiet=as_json) as progress:
+        found = verify_all(store(), repair=repair, progress=progress)
+    if as_json:
+        click.echo(_json(found.as_json()))
+    for one in [] if as_json else found.damage:
+        click.echo(f"{'Repaired' if one.was_repaired else 'Damaged'}: {one.what}: {one.why}")
+    if found.lost:
+        step = "load or pull the images again" if repair else "`pykvm image verify --repair` takes it out"
+        raise ImageError(f"{len(found.lost)} of the things kept below {store().root} are damaged; {step}")
+    if not as_json:
+        click.echo(
+            f"{found.images} images, {found.blobs} blobs, {found.file_systems} file systems of layers: "
+            f"{views.size(found.read_bytes)} read, all as it should be"
+        )
 
 
 def _json(found: Any) -> str:

@@ -104,7 +104,10 @@ class VerifyingReader(io.RawIOBase):
         if count:
             self._hash.update(view[:count])
         elif len(view) and f"sha256:{self._hash.hexdigest()}" != self._digest:
-            raise ImageError(f"{self._digest}: the blob is damaged; load or pull its image again")
+            raise ImageError(
+                f"{self._digest}: the blob is damaged; run `pykvm image verify --repair`, "
+                "then load or pull its image again"
+            )
         return int(count or 0)
 
     def close(self) -> None:
@@ -149,13 +152,19 @@ class Blobs:
             return blob.readall()
 
     def put(self, data: bytes) -> str:
-        """Keep `data`; its digest."""
+        """Keep `data`, of a few MB at most, also where damage is in its place; its digest."""
         digest = digest_of(data)
-        if not self.has(digest):
+        if not self._holds(digest, data):
             with self.ingest() as incoming:
                 incoming.write(data)
                 incoming.commit(digest)
         return digest
+
+    def _holds(self, digest: str, data: bytes) -> bool:
+        try:
+            return self.path(digest).read_bytes() == data
+        except FileNotFoundError:
+            return False
 
     @contextmanager
     def ingest(self) -> Iterator[Ingest]:
@@ -192,9 +201,9 @@ class Blobs:
         sync_directory(self.directory)
 
     def sweep(self) -> int:
-        """Remove all that is unfinished, while nobody else is at work; the bytes that are free now."""
+        """Remove all unfinished blobs, while nobody is at work on any; the bytes that are free now."""
         freed = 0
-        for path in [*self.incoming.iterdir(), *self.root.glob(".new-*")]:
+        for path in self.incoming.iterdir():
             freed += sum(one.lstat().st_size for one in [path, *path.rglob("*")] if not one.is_dir())
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from pykvm.containers.blobs import write_whole
 from pykvm.containers.erofs import write_erofs
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pykvm.containers.records import ContainerStore, Record
     from pykvm.containers.store import ImageStore
 
-__all__ = ["LayerFile", "files_of", "layer_files"]
+__all__ = ["LayerFile", "LayerMaker", "files_of", "layer_files"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,28 +33,18 @@ class LayerFile:
 
 
 def layer_files(store: ImageStore, image: Image, progress: Progress = silent) -> list[LayerFile]:
-    """The layers, lowest first. Those that are not in the cache yet are made. Raises ImageError.
-
-    A layer that has something in directories it does not describe (most tools describe them) shows these as
-    the layers below have them; so it is kept for just that stack.
-    """
+    """The layers, lowest first. Those that are not in the cache yet are made. Raises ImageError."""
     found = []
-    below = _Below(store, image)
     with store.using():
-        for at, (layer, diff_id, chain_id) in enumerate(
-            zip(image.layers, image.diff_ids, image.chain, strict=True)
-        ):
-            depends = at > 0 and store.note(layer).implied > 0
-            key = chain_id if depends else diff_id
-            path = store.root / "erofs" / f"{key.removeprefix('sha256:')}.erofs"
+        maker = LayerMaker(store, image)
+        for at, diff_id in enumerate(image.diff_ids):
+            path = maker.path(at)
             if not path.exists():
-                tree = below.tree(at) if depends else None
-                with write_whole(path) as file, store.open_layer(layer) as reader:
-                    uuid = bytes.fromhex(key.removeprefix("sha256:")[:32])
-                    write_erofs(reader, file, uuid, store.blobs.incoming, tree)
+                with write_whole(path) as file:
+                    maker.write(at, file)
             size = path.stat().st_size
             progress(f"erofs {diff_id.removeprefix('sha256:')[:12]}", size, size)
-            found.append(LayerFile(key, diff_id, path, size))
+            found.append(LayerFile(maker.key(at), diff_id, path, size))
     return found
 
 
@@ -70,16 +60,38 @@ def files_of(containers: ContainerStore, record: Record) -> list[LayerFile]:
     return found
 
 
-class _Below:
-    """The files of an image's lower layers, read when they are asked for, and once."""
+class LayerMaker:
+    """Makes the files of an image's layers; ask for them from the lowest up.
+
+    A layer that has something in directories it does not describe (most tools describe them) shows these as
+    the layers below have them; so it is kept for just that stack, under its ChainID.
+    """
 
     def __init__(self, store: ImageStore, image: Image) -> None:
         self._store = store
         self._image = image
         self._tree = FileTree()
 
-    def tree(self, layers: int) -> FileTree:
-        """The lowest `layers` laid over each other; ask for ever more, not for fewer."""
+    def key(self, at: int) -> str:
+        """What layer `at`, 0 the lowest, is kept under."""
+        return self._image.chain[at] if self._depends(at) else self._image.diff_ids[at]
+
+    def path(self, at: int) -> Path:
+        """Where it is kept, or would be."""
+        return self._store.root / "erofs" / f"{self.key(at).removeprefix('sha256:')}.erofs"
+
+    def write(self, at: int, file: IO[bytes]) -> None:
+        """Write it; the same each time. Raises ImageError."""
+        below = self._below(at) if self._depends(at) else None
+        uuid = bytes.fromhex(self.key(at).removeprefix("sha256:")[:32])
+        with self._store.open_layer(self._image.layers[at]) as reader:
+            write_erofs(reader, file, uuid, self._store.blobs.incoming, below)
+
+    def _depends(self, at: int) -> bool:
+        return at > 0 and self._store.note(self._image.layers[at]).implied > 0
+
+    def _below(self, layers: int) -> FileTree:
+        """The lowest `layers` laid over each other, read when they are asked for, and once."""
         while self._tree.layers < layers:
             with self._store.open_layer(self._image.layers[self._tree.layers]) as reader:
                 self._tree.apply(reader, with_content=False)

@@ -7,6 +7,7 @@ way. A transfer that broke off goes on where it was, even in another process.
 from __future__ import annotations
 
 import io
+from contextlib import suppress
 from typing import IO, TYPE_CHECKING
 from urllib.parse import urlencode
 
@@ -141,7 +142,7 @@ class Registry:
         raise RegistryError(f"{self._name.domain}: an index in an index in an index")
 
     def _small(self, blob: Descriptor) -> bytes:
-        if self._store.blobs.has(blob.digest):
+        with suppress(ImageError):  # it is not here, or is damaged
             return self._store.blobs.read(blob.digest, JSON_BYTES)
         if blob.size_bytes > JSON_BYTES:
             raise ImageError(f"{self._name.familiar}: a configuration of {blob.size_bytes} bytes")
@@ -152,10 +153,10 @@ class Registry:
 
     def _layer(self, layer: Descriptor, diff_id: str, most_bytes: int) -> int:
         """Fetch a layer unless it is here; the bytes of its files."""
-        while not self._store.blobs.has(layer.digest):
+        while not self._is_here(layer):
             with self._store.blobs.resumed(layer.digest) as (incoming, part):
                 stream = _Resumed(part, self._client, self._url("blobs", layer.digest), layer.size_bytes)
-                if self._store.blobs.has(layer.digest):  # another pull, for which this one has waited
+                if self._is_here(layer):  # another pull, for which this one has waited
                     continue
                 try:
                     _, note = self._store.read_layer(
@@ -170,6 +171,10 @@ class Registry:
                 return note.files_bytes
         self._notice(f"{short(layer.digest)}: Already exists")
         return self._store.note(layer).files_bytes
+
+    def _is_here(self, layer: Descriptor) -> bool:
+        blobs = self._store.blobs
+        return blobs.has(layer.digest) and blobs.size(layer.digest) == layer.size_bytes
 
     def _has(self, digest: str) -> bool:
         response = self._client.ask(Request("HEAD", self._url("blobs", digest), fine=(200, 404)))

@@ -58,7 +58,7 @@ def collect_garbage(store: ImageStore, *, untagged: bool = False, dry_run: bool 
         if not dry_run:
             for entry in nameless:
                 store.untag(entry)
-            removed.freed_bytes += store.blobs.sweep()
+            removed.freed_bytes += store.sweep()
         _sweep(store, removed, dry_run=dry_run, without={entry.descriptor.digest for entry in nameless})
         return removed
 

@@ -209,6 +209,15 @@ class ImageStore:
             entries[:] = [one for one in entries if not _same(one, entry)]
             return all(one.descriptor.digest != entry.descriptor.digest for one in entries)
 
+    def sweep(self) -> int:
+        """Remove all that killed processes left unfinished; the bytes that are free now. Be `alone`."""
+        freed = self.blobs.sweep()
+        with self._locked("index.lock", fcntl.LOCK_EX):
+            for path in self.root.glob(".new-*"):
+                freed += path.stat().st_size
+                path.unlink()
+        return freed
+
     def add_layer(
         self,
         source: IO[bytes] | io.RawIOBase,
@@ -249,17 +258,21 @@ class ImageStore:
 
     def note(self, layer: Descriptor) -> LayerNote:
         """What is known of a layer; it is read through again where the note is lost."""
-        path = self.root / "layers" / f"{layer.digest.removeprefix('sha256:')}.json"
+        path = self.note_path(layer.digest)
         try:
             return LayerNote(**json.loads(path.read_bytes()))
         except (OSError, ValueError, TypeError):
-            with self.blobs.open(layer.digest) as blob:
-                note = self._read_through(blob, layer.digest, None)
-                while blob.read(_BUFFER):
-                    pass
-            note = replace(note, diff_id=note.diff_id or layer.digest)
+            note = self.examine(layer)
             self._write_note(layer.digest, note)
             return note
+
+    def examine(self, layer: Descriptor) -> LayerNote:
+        """Read a layer that is here through, and verify it. Raises ImageError."""
+        with self.blobs.open(layer.digest) as blob:
+            note = self._read_through(blob, layer.digest, None)
+            while blob.read(_BUFFER):
+                pass
+        return replace(note, diff_id=note.diff_id or layer.digest)
 
     @contextmanager
     def open_layer(self, layer: Descriptor) -> Iterator[LayerReader]:
@@ -282,8 +295,12 @@ class ImageStore:
             len(reader.implied),
         )
 
+    def note_path(self, digest: str) -> Path:
+        """Where the note of a layer is or would be."""
+        return self.root / "layers" / f"{digest.removeprefix('sha256:')}.json"
+
     def _write_note(self, digest: str, note: LayerNote) -> None:
-        path = self.root / "layers" / f"{digest.removeprefix('sha256:')}.json"
+        path = self.note_path(digest)
         if not path.exists():
             with write_whole(path) as file:
                 file.write(canonical(asdict(note)))
@@ -292,11 +309,12 @@ class ImageStore:
         try:
             for name in ("blobs/sha256", "incoming", "layers", "erofs"):
                 (self.root / name).mkdir(parents=True, exist_ok=True)
-            if not (self.root / "oci-layout").exists():
-                with write_whole(self.root / "oci-layout") as file:
-                    file.write(_LAYOUT)
+            is_new = not (self.root / "oci-layout").exists()
         except OSError as error:
             raise _refused(error, self.root) from error
+        if is_new:
+            with self._locked("index.lock", fcntl.LOCK_EX), write_whole(self.root / "oci-layout") as file:
+                file.write(_LAYOUT)
 
     @contextmanager
     def _locked(self, name: str, how: int) -> Iterator[None]:

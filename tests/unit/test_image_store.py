@@ -17,10 +17,12 @@ from image_parts import digest, docker_archive, entry, layer, layout, tar_of
 from pykvm.cli import main
 from pykvm.containers import views
 from pykvm.containers.archive import load, save
+from pykvm.containers.layer_files import layer_files
 from pykvm.containers.names import parse_name
 from pykvm.containers.removal import collect_garbage, remove
 from pykvm.containers.store import ImageStore
 from pykvm.containers.tree import changes_between, layered_changes
+from pykvm.containers.verify import verify
 from pykvm.errors import ConfigError, ImageError, ImageNotFoundError
 
 if TYPE_CHECKING:
@@ -185,6 +187,49 @@ def test_a_damaged_blob_is_told_and_not_passed_on(store: ImageStore, tmp_path: P
     assert whole(store) == ["app:latest"]
 
 
+def test_verify_finds_every_kind_of_damage(store: ImageStore) -> None:
+    """In blobs, notes, file systems, the index, what is missing; repaired and loaded again, all is well."""
+    loaded(store, docker_archive([BASE, APP], ["app"]))
+    loaded(store, docker_archive([BASE, MORE], ["more"]))
+    image = store.image(store.find("app").descriptor)
+    kept = [one.path for one in layer_files(store, image)]
+    sound = verify(store)
+    assert (sound.images, sound.blobs, sound.file_systems, sound.damage) == (2, 7, 2, [])
+    for harm, told in (
+        (store.blobs.path(digest(MORE)), [digest(MORE), "more:latest"]),
+        (store.blobs.path(image.id), [image.id, "app:latest"]),
+        (store.blobs.path(image.digest), [image.digest, "app:latest"]),
+        (store.note_path(digest(APP)), [f"layers/{digest(APP)[7:]}.json"]),
+        (kept[1], [f"erofs/{kept[1].name}"]),
+    ):
+        data = bytearray(harm.read_bytes())
+        data[len(data) // 2] ^= 1
+        harm.write_bytes(data)
+        assert [one.what for one in verify(store).damage] == told
+        repaired = verify(store, repair=True)
+        assert [one.what for one in repaired.damage] == told
+        assert len(repaired.lost) == (len(told) if len(told) == 2 else 0)
+        again = [one.what for one in verify(store).damage]
+        assert again == told[1:]
+        loaded(store, docker_archive([BASE, APP], ["app"]))
+        loaded(store, docker_archive([BASE, MORE], ["more"]))
+        assert verify(store).damage == []
+    (store.blobs.directory / "left").touch()
+    assert [one.what for one in verify(store).damage] == ["blobs/sha256/left"]
+    (store.root / "index.json").write_bytes(b"{")
+    assert [one.what for one in verify(store).lost] == ["blobs/sha256/left", "index.json"]
+
+
+def test_what_is_damaged_comes_anew_with_its_image(store: ImageStore) -> None:
+    """Loading an image again puts sound documents in the place of damaged ones."""
+    loaded(store, docker_archive([BASE], ["app"]))
+    for one in store.blobs.directory.iterdir():
+        one.write_bytes(bytes(one.stat().st_size))
+    assert len(verify(store).damage) == 4
+    loaded(store, docker_archive([BASE], ["app"]))
+    assert verify(store).damage == []
+
+
 def test_differences_of_images_and_layers(store: ImageStore) -> None:
     """Between images and layer by layer: added, changed, deleted, whiteouts done, times left alone."""
     touched = layer(entry("etc", kind=DIR, mtime=5), entry("etc/a", b"1", mtime=7))
@@ -284,6 +329,8 @@ def test_the_commands_speak_docker(
     assert says("diff", "app:1", "app:2") == ""
     assert "    A /etc/a\n" in says("diff", "app:1")
     assert says("save", "-o", str(tmp_path / "out.tar"), "app:2") == ""
+    assert says("verify").startswith("1 images, 3 blobs, 0 file systems of layers: ")
+    assert json.loads(says("verify", "--json"))["damage"] == []
     assert says("rm", "app:1") == "Untagged: app:1\n"
     assert says("rm", "app:2").splitlines()[0] == "Untagged: app:2"
     assert says("gc") == "Total reclaimed space: 0B\n"
