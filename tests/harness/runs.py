@@ -172,6 +172,8 @@ class Workshop:
         missing += [] if shutil.which("iasl") else ["acpica-tools"]
         missing += [] if shutil.which("passt") else ["passt"]
         missing += [] if shutil.which("ip") else ["iproute2"]
+        missing += [name for name in ("skopeo", "umoci", "docker-registry") if not shutil.which(name)]
+        missing += [] if shutil.which("fsck.erofs") else ["erofs-utils"]
         if not missing or os.geteuid() or not shutil.which("apt-get"):
             return
         self.say(f"installing Debian packages: {' '.join(missing)}")
