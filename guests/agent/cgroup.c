@@ -159,8 +159,8 @@ long cgroup_make(struct container *container, const struct json *resources)
 	format(path, sizeof path, CGROUPS "/pykvm/%s", container->name);
 	TRY("mkdir", "a cgroup: what is limited and counted together", SYS(mkdir, path, 0755), "%s", path);
 	container->cgroup = (int)TRY("openat", "to write its limits", SYS(openat, AT_FDCWD, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0), "%s", path);
-	long failed = cgroup_apply(container->cgroup, resources);
-	if (failed >= 0)
+	long failed = resources ? cgroup_apply(container->cgroup, resources) : 0;
+	if (failed >= 0 && resources)
 		failed = devices_allow(container->cgroup, json_get(resources, "devices"));
 	if (failed < 0)
 		return failed;

@@ -93,16 +93,19 @@ static long read_namespaces(struct container *container, const struct json *conf
 static long first_process(struct container *container, const struct first_plan *plan, struct asker asker)
 {
 	const struct json *request = plan->request, *process = json_path(request, "config.process");
+	bool is_other = json_get(request, "runtime")->type;
 	struct spawn how = {
-		.role = FIRST, .container = container, .owner = asker, .flags = container->namespaces & ~(uint64_t)CLONE_NEWCGROUP,
-		.cgroup = container->cgroup, .keep = -1, .terminal = json_true(json_get(process, "terminal")),
+		.role = FIRST, .container = container, .owner = asker, .flags = is_other ? 0 : container->namespaces & ~(uint64_t)CLONE_NEWCGROUP,
+		.cgroup = is_other ? -1 : container->cgroup, .keep = -1, .terminal = json_true(json_get(process, "terminal")),
 		.input = json_true(json_get(request, "stdin")), .output = true, .error = true, .explain = explaining,
-		.body = first_body, .argument = plan, .pidfd = &container->pidfd};
+		.body = is_other ? runtime_body : first_body, .argument = plan, .pidfd = &container->pidfd};
 	container->init = spawn(&how);
 	if (!container->init)
 		return -1;
 	container->init->waiting = asker;
 	container->pid = container->init->pid;
+	if (is_other)
+		return 0;
 	if (container->maps.uids) {
 		long failed = maps_write(container->pid, &container->maps);
 		if (failed < 0)
@@ -129,9 +132,14 @@ static long make(struct container *container, const struct json *request, struct
 		container->namespaces |= CLONE_NEWNET;
 	plan.container = container;
 	plan.request = request;
-	failed = cgroup_make(container, json_path(config, "linux.resources"));
+	bool is_other = json_get(request, "runtime")->type;
+	if (is_other && (failed = runtime_check(request)) < 0)
+		return failed;
+	failed = cgroup_make(container, is_other ? NULL : json_path(config, "linux.resources")); /* another runtime sets limits itself */
 	if (failed >= 0)
 		failed = root_make(container, request);
+	if (failed >= 0 && is_other)
+		failed = runtime_bundle(container, request);
 	if (failed >= 0)
 		failed = shares_mount(json_get(config, "mounts"));
 	if (failed >= 0)
@@ -166,6 +174,7 @@ void container_create(struct asker asker, const struct json *request)
 	container->pidfd = container->cgroup = container->oom.fd = -1;
 	container->owner = asker.connection;
 	container->owner_id = asker.id;
+	container->asked_ns = request_ns;
 	container->remove = json_true(json_get(request, "start"));
 	explain(asker, request);
 	long failed = make(container, request, asker);
@@ -187,6 +196,7 @@ void container_start(struct asker asker, struct container *container)
 	if (container->state != CREATED)
 		return answer_error(asker, -EBUSY, "start", "%s is %s", container->name, container_state(container));
 	container->init->waiting = asker;
+	container->asked_ns = request_ns;
 	container->state = CREATING;
 	process_go(container->init);
 }

@@ -32,6 +32,7 @@ struct container {
 	int status, signal, oom_kills; /* once stopped */
 	struct connection *owner;      /* who made it: hears events as `owner_id` */
 	uint32_t owner_id;
+	uint64_t asked_ns; /* when its start had been asked for */
 };
 
 /* Whom an answer goes to; `connection` is NULL when it has gone. */
@@ -93,6 +94,7 @@ enum { STATUS_FD = 3, KEPT_FD = 4 };
 
 /* request.c */
 extern char answer_bytes[ANSWER_MOST];
+extern uint64_t request_ns; /* when the request had come that is being answered */
 void answer(struct asker asker, const struct text *json);
 void answer_empty(struct asker asker);
 void answer_trouble(struct asker asker);
@@ -111,7 +113,7 @@ long share_path(const char *text, char *path); /* "TAG/SUB" → a descriptor of 
 
 /* cgroup.c */
 long cgroup_start(void);
-long cgroup_make(struct container *container, const struct json *resources);
+long cgroup_make(struct container *container, const struct json *resources); /* NULL: others limit it */
 long cgroup_apply(int cgroup, const struct json *resources);
 void cgroup_remove(struct container *container);
 long cgroup_freeze(struct container *container, bool frozen);
@@ -147,6 +149,11 @@ struct first_plan { struct container *container; const struct json *request; str
 struct exec_plan { struct container *container; const struct json *request; };
 __attribute__((noreturn)) void first_body(const void *plan);
 __attribute__((noreturn)) void exec_body(const void *plan);
+
+/* runtime.c: another runtime instead of child.c */
+long runtime_check(const struct json *request);
+long runtime_bundle(const struct container *container, const struct json *request);
+__attribute__((noreturn)) void runtime_body(const void *plan);
 
 /* inspect.c and files.c: requests about a container */
 void ask_stats(struct asker asker, struct container *container);

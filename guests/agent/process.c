@@ -275,7 +275,7 @@ static void answer_pid(struct process *process)
 	process->waiting.connection = NULL;
 	text_format(&text, "{\"pid\":%d", process->pid);
 	if (process->role == FIRST)
-		text_format(&text, ",\"cgroup\":\"/pykvm/%s\"", process->container->name);
+		text_format(&text, ",\"cgroup\":\"/pykvm/%s\",\"at_ns\":%l", process->container->name, (int64_t)process->container->asked_ns);
 	text_add(&text, "}");
 	answer(asker, &text);
 }
@@ -291,6 +291,18 @@ static void settled(struct process *process)
 		process->container->state = RUNNING;
 	if (process->role != HELPER)
 		answer_pid(process);
+}
+
+/* The process that counts is another one, which has become our child. */
+static void adopt(struct process *process, const void *bytes)
+{
+	struct container *container = process->container;
+	memcpy(&process->pid, bytes, sizeof(int));
+	if (process->role != FIRST)
+		return;
+	SYS(close, container->pidfd);
+	container->pid = process->pid;
+	container->pidfd = (int)SYS(pidfd_open, process->pid, 0);
 }
 
 static void message_of(struct process *process, char *bytes, size_t size, int fd)
@@ -316,7 +328,7 @@ static void message_of(struct process *process, char *bytes, size_t size, int fd
 		break;
 	case 'P':
 		if (size == 1 + sizeof(int))
-			memcpy(&process->pid, bytes + 1, sizeof(int));
+			adopt(process, bytes + 1);
 		break;
 	case 'T':
 		if (fd >= 0)
@@ -398,6 +410,8 @@ static void finish(struct process *process)
 		process->terminal_out->gone = NULL; /* its last words are still in it */
 	if (process->role == HELPER) {
 		tell_end(process);
+	} else if (process->begins && !process->failed && !process->executed) {
+		settled(process); /* of another runtime, which may be slower than what it has started */
 	} else if (!process->executed && !process->failed && !process->gated) {
 		process->failed = true; /* killed on its way */
 		format(process->failure, sizeof process->failure, "{\"errno\":%d,\"step\":\"start\",\"text\":\"the process ended before its program began (status %x)\"}",

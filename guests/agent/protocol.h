@@ -34,12 +34,15 @@
  *           "seccomp":"HEX"           struct sock_filter[], 16 digits each; config.linux.seccomp itself is not looked at
  *           "network":{"mode":"none"} | {"mode":"host"} | {"mode":"bridge","bridge":"pykvm0","address":"10.88.0.2/16",
  *                     "gateway":"10.88.0.1"[,"mac":"52:54:…"]}       the gateway's address is the bridge's own; default none
+ *           "runtime":{"program":"/usr/bin/crun","config":TEXT of config.json}   that makes the first process instead of the agent,
+ *                     by create and start, from a bundle with the root r and the files f0, f1, … beside it; of `config` and the rest
+ *                     then count the namespaces, the mappings, layers, upper, files, stdin and start, which it needs to have
  *           "files":[{"path":"/etc/hosts","text":…,"mode":420},…]   written to the root before the start, if they differ
  *           "init":true               our own process 1 in the container: it forwards signals and reaps
  *           "stdin":true              else /dev/null; a terminal always has it
  *           "start":true              `start` at once, which is `run`
  *           "explain":true            EVENT step for each step}
- *          Answer: {"pid":PID in the guest,"cgroup":"/pykvm/NAME"}, with start only after execve has succeeded; else the error
+ *          Answer: {"pid":PID in the guest,"cgroup":"/pykvm/NAME","at_ns":MONOTONIC of the request}, with start only after execve has succeeded; else the error
  *          (step "execve" with errno ENOENT or EACCES: 127, 126) and nothing is left of the container.
  *          Streams of its id: 0 stdin, 1 stdout or the terminal, 2 stderr.
  *          Of config.json are taken: process {terminal, consoleSize, user{uid,gid,umask,additionalGids}, args, env, cwd, capabilities,

@@ -4,6 +4,7 @@
 #include <linux/signal.h>
 
 char answer_bytes[ANSWER_MOST];
+uint64_t request_ns;
 __attribute__((noreturn)) void power_off(void);
 
 void answer(struct asker asker, const struct text *json)
@@ -168,7 +169,7 @@ static void of_container(struct asker asker, const char *operation, struct conta
 static const char *unknown_key(const struct json *request)
 {
 	static const char *const keys[] = {"op", "name", "config", "layers", "upper", "rootfs", "seccomp", "network", "files", "init", "stdin", "start",
-		"explain", "process", "signal", "pid", "all", "rows", "columns", "resources", "path", "follow", "content", "force", "address", "port"};
+		"explain", "process", "signal", "pid", "all", "rows", "columns", "resources", "path", "follow", "content", "force", "address", "port", "runtime"};
 	JSON_EACH(one, request) {
 		size_t n = 0;
 		while (n < COUNT(keys) && !same(keys[n], one->key))
@@ -184,6 +185,7 @@ void on_request(struct connection *connection, uint32_t id, char *body, size_t s
 	struct asker asker = {connection, id};
 	const char *why, *unknown;
 	trouble_clear();
+	request_ns = now_ns();
 	const struct json *request = json_read(body, size, &why);
 	if (!request || request->type != JSON_OBJECT)
 		return answer_error(asker, -EINVAL, "request", "%s", request ? "no object" : why);

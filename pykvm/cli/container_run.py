@@ -103,6 +103,12 @@ _MANY: dict[str, Any] = {"multiple": True}
     help="Its disk for what containers write, /dev/vdb.  [default: they write to memory]",
 )
 @click.option(
+    "--runtime",
+    type=click.Choice(["pykvm", "crun", "runc"]),
+    default="pykvm",
+    help="Who makes it: the guest's agent or, to compare, Debian's crun or runc.  [default: pykvm]",
+)
+@click.option(
     "--explain", is_flag=True, help="Show each step of its making: the syscall, its effect, its time."
 )
 def run_command(image: str, words: tuple[str, ...], **given: Any) -> int:
@@ -119,6 +125,7 @@ def run_command(image: str, words: tuple[str, ...], **given: Any) -> int:
     from pykvm.cli.progress import bars
     from pykvm.containers.guest_options import GuestOptions
     from pykvm.containers.running import Wish, add_container, find_image, start_container
+    from pykvm.containers.runtimes import OWN_RUNTIME
     from pykvm.errors import ConfigError
     from pykvm.registry import Room
 
@@ -128,9 +135,12 @@ def run_command(image: str, words: tuple[str, ...], **given: Any) -> int:
     store, containers = stores()
     with bars() as progress:
         entry = find_image(store, image, notice, progress)
-    wish = Wish(image, given["name"], given["vm"], given["remove"])
+    wish = Wish(image, given["name"], given["vm"], given["remove"], runtime=given["runtime"])
     has_volumes = bool(given["vm"] or given["volumes"])
-    guest = GuestOptions(given["vm_memory"], given["vm_cpus"], given["vm_disk"], has_volumes, not given["vm"])
+    others = () if given["runtime"] == OWN_RUNTIME else (given["runtime"],)
+    guest = GuestOptions(
+        given["vm_memory"], given["vm_cpus"], given["vm_disk"], has_volumes, not given["vm"], others
+    )
     with Room() as room:
         record = add_container(store, containers, wish, options, entry)
         try:

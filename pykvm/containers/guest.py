@@ -65,7 +65,7 @@ class ContainerGuest:
                 self.machine.virtio.add(_disk(options.disk, kit))
             if options.volumes:
                 self._add_volumes(kit)
-            load_agent(self.machine, kit, name, with_shares=options.volumes)
+            load_agent(self.machine, kit, name, with_shares=options.volumes, runtimes=options.runtimes)
             self._stack = stack.pop_all()
 
     def __enter__(self) -> Self:

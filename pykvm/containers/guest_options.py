@@ -11,7 +11,7 @@ class GuestOptions(NamedTuple):
     """`memory` is a size; where containers have no disk, what they write is in it as well.
 
     `disk` is the size of a disk for what they write, "" for none. `volumes`: folders of the host can be had.
-    `for_one`: it ends if nobody asks for its container.
+    `for_one`: it ends if nobody asks for its container. `runtimes` are the others that it has.
     """
 
     memory: str = "512M"
@@ -19,3 +19,4 @@ class GuestOptions(NamedTuple):
     disk: str = ""
     volumes: bool = False
     for_one: bool = False
+    runtimes: tuple[str, ...] = ()

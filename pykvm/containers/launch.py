@@ -84,6 +84,10 @@ def ensure_machine(
     from pykvm.linux.kit import kit  # noqa: PLC0415 - as above
 
     parts = kit(Store(), _say)  # here, where somebody sees how far it is
+    for runtime in options.runtimes:
+        from pykvm.containers.runtimes import runtime_tree  # noqa: PLC0415 - few want one
+
+        runtime_tree(runtime, parts.store, _say)
     receive, send = os.pipe2(os.O_CLOEXEC)
     if os.fork() == 0:
         try:
@@ -180,6 +184,7 @@ def _serve(name: str, options: GuestOptions, parts: Any, layers: Sequence[LayerF
                 machine.stop,
                 guest.volumes,
                 has_disk=bool(options.disk),
+                runtimes=options.runtimes,
             )
             signal.signal(
                 signal.SIGTERM,

@@ -104,6 +104,8 @@ class Record:
     init: bool = False
     rates: dict[str, list[list[Any]]] = field(default_factory=dict)
     """[device, rate] by OCI's names for throttling block devices."""
+    runtime: str = "pykvm"
+    """Who makes its first process: the agent, or one of pykvm.containers.runtimes."""
 
     @property
     def short(self) -> str:

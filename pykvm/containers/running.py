@@ -17,6 +17,7 @@ from pykvm.containers.names import parse_name
 from pykvm.containers.oci_config import Place, command_of, oci_config
 from pykvm.containers.progress import silent
 from pykvm.containers.records import ContainerStore, NameTakenError, Record, new_id
+from pykvm.containers.runtimes import OWN_RUNTIME, check_runtime
 from pykvm.containers.tree import read_file
 from pykvm.containers.users import User, find_user
 from pykvm.control import send_line
@@ -62,6 +63,7 @@ class Wish:
     vm: str = ""
     auto_remove: bool = False
     pull: str = "missing"
+    runtime: str = OWN_RUNTIME
 
 
 def find_image(
@@ -117,6 +119,7 @@ def add_container_of(
     store: ImageStore, containers: ContainerStore, wish: Wish, options: RunOptions, image: Image
 ) -> Record:
     """As add_container, for an image that need not be kept."""
+    check_runtime(wish.runtime, options)
     settings = image.settings.get("config") or {}
     user = user_of(store, image, options.user, options.group_add)
     layers = layer_files(store, image)
@@ -135,6 +138,7 @@ def add_container_of(
         auto_remove=wish.auto_remove,
         tty=options.tty,
         init=options.init,
+        runtime=wish.runtime,
         stop_signal=signal_number(options.stop_signal or str(settings.get("StopSignal") or "TERM")),
         labels={**(settings.get("Labels") or {}), **options.labels},
         resources=options.limits.resources(),

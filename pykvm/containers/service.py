@@ -27,6 +27,7 @@ from pykvm.containers.layer_files import LayerFile, files_of
 from pykvm.containers.logs import LogWriter
 from pykvm.containers.publishing import Publisher
 from pykvm.containers.records import ContainerStore, NoContainerError, Record
+from pykvm.containers.runtimes import OWN_RUNTIME, bundle_config, runtime_program
 from pykvm.containers.seccomp import compile_filter
 from pykvm.containers.wire import Decoder, Kind, encode, encode_json
 from pykvm.control import send_line
@@ -64,6 +65,7 @@ class Service:
         volumes: Mapping[str, VolumeFolder] | None = None,
         *,
         has_disk: bool = False,
+        runtimes: Sequence[str] = (),
     ) -> None:
         self._vm = vm
         self._started_ns = started_ns
@@ -71,6 +73,7 @@ class Service:
         self._end = end
         self._volumes = volumes or {}
         self._has_disk = has_disk
+        self._runtimes = runtimes
         self._is_ready = threading.Event()
         self._was_asked = threading.Event()
         self._client: AgentClient | None = None
@@ -205,13 +208,16 @@ class Service:
             request = _creation(store, record, explain=explain)
             self._give_volumes(record, request["config"])
             self._give_disk(client, record, request)
+            if record.runtime != OWN_RUNTIME:
+                self._give_runtime(store, record, request)
             call = client.open("create", **request)
             viewer.types_into(client, call, record)
             try:
                 answer = call.answer(_START_S)
             except PykvmError:
                 for item in call.so_far():
-                    viewer.show(item)
+                    if record.runtime == OWN_RUNTIME or not isinstance(item, Data):  # others say why twice
+                        viewer.show(item)
                 raise
             record = store.set(
                 record.id,
@@ -262,6 +268,16 @@ class Service:
         if rates:
             found = {kind: [_numbered(client, *row) for row in rows] for kind, rows in rates.items()}
             request["config"]["linux"]["resources"]["blockIO"] = found
+
+    def _give_runtime(self, store: ContainerStore, record: Record, request: dict[str, Any]) -> None:
+        """Have another runtime make it, of the same configuration. Raises ConfigError."""
+        if record.runtime not in self._runtimes:
+            why = f"machine {self._vm} was made without {record.runtime}"
+            raise ConfigError(f"{why}; stop it, or name another with --vm")
+        whole = store.config(record)
+        whole["linux"]["resources"] = request["config"]["linux"]["resources"]  # devices by their numbers
+        text = bundle_config(whole, record.short, [one["path"] for one in request["files"]])
+        request["runtime"] = {"program": runtime_program(record.runtime), "config": text}
 
     def _ended(
         self, client: AgentClient, store: ContainerStore, record: Record, ending: Mapping[str, Any]

@@ -24,6 +24,12 @@ __all__ = ["StoppedError", "Workshop"]
 _GRACE_S = 15.0  # a lab saves its results before it ends
 _TIME_OVER = -1
 _LINUX_FILES = "PYKVM_LINUX_FILES"  # of tests/kvm/linux_guest.py
+_FETCH_RUNTIMES = """
+from pykvm.containers.runtimes import RUNTIMES, runtime_tree
+from pykvm.lab.store import Store
+for name in RUNTIMES:
+    runtime_tree(name, Store(), print)
+"""
 _STATUS = {
     2: "pytest was interrupted, or could not collect the tests",
     3: "pytest failed internally",
@@ -163,6 +169,7 @@ class Workshop:
             self.run("linux", [sys.executable, program, str(self.folder / "linux")], limit_s=600)
         if "amd" in cpus:
             self.run("kernel", [sys.executable, "-m", "pykvm", "kernel", "fetch"], limit_s=600)
+            self.run("runtimes", [sys.executable, "-c", _FETCH_RUNTIMES], limit_s=600)
 
     def install_packages(self, cpus: Sequence[str]) -> None:
         """Install what the labs need and this host lacks, if we are root; else the lab says what to do."""

@@ -21,6 +21,7 @@ from pykvm.containers.layer_disk import LayerDisk, partition_name
 from pykvm.containers.layer_files import layer_files
 from pykvm.containers.oci_config import Place, oci_config
 from pykvm.containers.run_options import RunOptions
+from pykvm.containers.runtimes import RUNTIMES, bundle_config, cached_runtime, runtime_program
 from pykvm.containers.seccomp import compile_filter
 from pykvm.containers.store import ImageStore
 from pykvm.containers.users import User
@@ -98,6 +99,7 @@ class Guest:
         self.share.mkdir()
         self.disk = disk
         self._link: socket.socket | None = None
+        self.runtimes = tuple(name for name in RUNTIMES if cached_runtime(name, kit.store))
         base = busybox_layer(kit.busybox, applets(kit.busybox))
         store = ImageStore(folder / "store")
         image = load(store, io.BytesIO(tar_of(docker_archive([base, _top()], ["a"]))))[0].image
@@ -111,7 +113,7 @@ class Guest:
             self.machine.virtio.add(Block(RawFile(self.disk)))
         self.machine.virtio.add(Fs(HostFolder(self.share), "host"))
         self.machine.virtio.add(Vsock(3, self.folder / "v"))
-        load_agent(self.machine, self.kit, "guest")
+        load_agent(self.machine, self.kit, "guest", runtimes=self.runtimes)
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
         try:
@@ -193,12 +195,25 @@ class Guest:
             found["seccomp"] = compile_filter(profile).hex()
         return found | dict(more or {})
 
+    def by(self, runtime: str, wish: dict[str, Any]) -> dict[str, Any]:
+        """The words of a `create` by another runtime, of those by the agent."""
+        found = self.config(
+            RunOptions(command=("x",)), is_mapped=bool(wish["config"]["linux"].get("uidMappings"))
+        )
+        linux = {**wish["config"]["linux"], "seccomp": found["linux"]["seccomp"]}
+        text = bundle_config({**wish["config"], "linux": linux}, wish["name"], [])
+        return wish | {"runtime": {"program": runtime_program(runtime), "config": text}}
+
     def open(self, command: str | list[str], **words: Any) -> tuple[str, Call]:
         """A container that runs: its name, and the request that made it. Raises AgentError."""
         wish = self.wish(command, **words)
+        return wish["name"], self.begin(wish)
+
+    def begin(self, wish: Mapping[str, Any]) -> Call:
+        """Make a container of the words of a `create`. Raises AgentError."""
         call = self.client.open("create", **wish)
         call.answer(LIMIT_S)
-        return wish["name"], call
+        return call
 
     def run(self, command: str | list[str], **words: Any) -> Ended:
         """A container from its beginning to its end, deleted. Raises AgentError."""

@@ -22,6 +22,7 @@ from harness.needs import NOT_HERE
 
 from pykvm.containers.calls import AgentClient, Data
 from pykvm.containers.run_options import Limits
+from pykvm.containers.runtimes import RUNTIMES
 from pykvm.lab.store import Store
 from pykvm.linux.kit import Kit, cached_kit
 
@@ -165,6 +166,39 @@ def test_a_start_takes_few_system_calls(guest: Guest) -> None:
     counts = re.findall(r"common_pid: init .*hitcount: *([0-9]+)", found)
     assert len(counts) == 3, found  # the agent, the container's process, and the one that reads this
     assert 100 < sum(map(int, counts)) <= 400, found
+
+
+@pytest.mark.parametrize("runtime", sorted(RUNTIMES))
+def test_another_runtime_makes_the_first_process(guest: Guest, runtime: str) -> None:
+    """Its streams, status, namespaces and end are the agent's to tell, and nothing is left of it."""
+    if runtime not in guest.runtimes:
+        pytest.skip(
+            f"{NOT_HERE}{runtime}: the cache has none; `pykvm container run --runtime {runtime}` gets it"
+        )
+    one = guest.wish("cat; echo err >&2; exit 7", is_mapped=True, more={"stdin": True})
+    call = guest.begin(guest.by(runtime, one))
+    call.send(b"typed\n")
+    call.end_input()
+    ended = follow(call)
+    assert (ended.status, ended.out, ended.err) == (7, b"typed\n", b"err\n")
+    other = guest.wish(["/bin/sleep", "1000"])
+    call = guest.begin(guest.by(runtime, other))
+    told = guest.client.ask("info", 60, name=other["name"])
+    assert told["state"] == "running"
+    for kind in ("mnt", "pid", "net", "ipc", "uts", "cgroup"):
+        assert told["namespaces"][kind] != told["guest"][kind], kind
+    guest.client.ask("signal", 60, name=other["name"], signal=9)
+    assert follow(call).status == 137
+    for wish in (one, other):
+        guest.client.ask("delete", 60, name=wish["name"])
+    none = guest.wish(["/nonesuch"])
+    with pytest.raises(AgentError, match="nonesuch") as failed:
+        guest.begin(guest.by(runtime, none))
+    assert (failed.value.step, failed.value.errno) == ("execve", 2)
+    there = guest.exec(None, "ls /sys/fs/cgroup/pykvm; ps -o args; mount").text
+    for wish in (one, other, none):
+        assert wish["name"] not in there.split()
+    assert "sleep 1000" not in there
 
 
 # ---- streams

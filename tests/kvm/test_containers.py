@@ -57,6 +57,7 @@ ENV A=it
 RUN echo "$A is $(cat from)" | tee made && rm /etc/shadow
 """
 FORKS = "for i in 1 2 3 4 5 6 7 8; do sleep 1 & done"
+SAME = "cat /sys/fs/cgroup/memory.max; grep Seccomp: /proc/self/status; hostname; echo x > /root/f; exit 9"
 CHANGES = "echo new > /root/f; rm /etc/shadow; cat /proc/self/cgroup; exit 9"
 RIGHTS = "grep -E 'CapEff|Seccomp:' /proc/self/status; mount -t tmpfs t /mnt"
 FOLDER = "FOLDER"  # stands for one of the host's
@@ -65,6 +66,16 @@ COMMANDS: dict[str, list[str]] = {
     "build_again": ["@image", "build", "-t", "built", FOLDER],
     "build_fails": ["@image", "build", "-f", f"{FOLDER}/Failing", FOLDER],
     "build_diff": ["@image", "diff", "busybox", "built"],
+    "crun": ["run", *VM, "--runtime", "crun", "--memory", "32m", "--name", "c1", "busybox", "sh", "-c", SAME],
+    "crun_diff": ["diff", "c1"],
+    "crun_none": ["run", *VM, "--runtime", "crun", "--rm", "busybox", "nonesuch"],
+    "crun_loop": ["run", *VM, "--runtime", "crun", "-d", "--name", "c2", "busybox", "sh", "-c", LOOP],
+    "crun_exec": ["exec", "c2", "sh", "-c", "cat /proc/self/uid_map; kill -0 1"],
+    "crun_stop": ["stop", "c2"],
+    "crun_logs": ["logs", "c2"],
+    "crun_rm": ["rm", "c1", "c2"],
+    "crun_tty": ["run", *VM, "--runtime", "crun", "-t", "busybox", "true"],
+    "runc_none": ["run", *VM, "--runtime", "runc", "--rm", "busybox", "true"],
     "hello": ["run", *VM, "--name", "one", "busybox", "echo", "hello"],
     "seven": run("echo e >&2; exit 7"),
     "input": ["run", *VM, "--rm", "-i", "busybox", "tr", "a-z", "A-Z"],
@@ -235,6 +246,25 @@ def test_a_second_process_has_the_rights_of_the_first(did: dict[str, Result]) ->
     lines = did["escapes"].out.splitlines()
     assert [line for line in lines if not line.isdecimal()] == []
     assert (lines[0], lines[-1]) == ("0", "0")
+
+
+def test_another_runtime_takes_the_same_container(did: dict[str, Result]) -> None:
+    """crun: limits, filter, output, statuses, changes, exec, stop, rm; what it can't is said in one line."""
+    memory, seccomp, hostname = did["crun"].out.splitlines()
+    assert (did["crun"].status, memory, seccomp) == (9, "33554432", "Seccomp:\t2")
+    assert re.fullmatch("[0-9a-f]{12}", hostname)
+    assert did["crun_diff"].out == "C /root\nA /root/f\n"
+    assert did["crun_none"].status == 127
+    assert "not found" in did["crun_none"].err
+    assert did["crun_loop"].status == 0
+    assert re.match(r" +0 +[0-9]{6} +65536\n", did["crun_exec"].out)
+    assert did["crun_exec"].status == 0
+    assert did["crun_stop"].out == "c2\n"
+    assert did["crun_logs"].out == "up\nterm\n"
+    assert did["crun_rm"].out == "c1\nc2\n"
+    assert did["crun_tty"].status == did["runc_none"].status == 125
+    assert "without a terminal (-t)" in did["crun_tty"].err
+    assert did["runc_none"].err.startswith("pykvm: machine lab was made without runc; ")
 
 
 def test_what_it_stands_on_is_shown(did: dict[str, Result]) -> None:
