@@ -12,10 +12,17 @@ from pykvm.errors import PykvmError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Stdout"]
+__all__ = ["Stdout", "printable"]
 
 _CHUNK = 4096  # what a pipe takes at once where it says that it takes anything
 _PATIENCE_MS = 100
+
+
+def printable(text: str) -> str:
+    """`text` as one line that can't play tricks with a terminal: what does not print is escaped."""
+    if text.isprintable():
+        return text
+    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
 
 
 class Stdout:

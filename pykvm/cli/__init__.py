@@ -77,7 +77,9 @@ def _failed(what: str, status: int) -> int:
     """One line on stderr, if it can be written; the status."""
     with suppress(OSError):
         if sys.stderr:
-            print(f"pykvm: {' '.join(what.splitlines())}", file=sys.stderr, flush=True)
+            from pykvm.output import printable
+
+            print(f"pykvm: {printable(' '.join(what.splitlines()))}", file=sys.stderr, flush=True)
     return status
 
 

@@ -248,6 +248,7 @@ def diff(
     """
     from pykvm.containers import views
     from pykvm.containers.tree import changes_between, layered_changes
+    from pykvm.output import printable
 
     opened = store()
     old = opened.image(opened.find(image_a).descriptor)
@@ -257,7 +258,7 @@ def diff(
         if as_json:
             click.echo(_json([change.as_json() for change in changes]))
         for change in [] if as_json else changes:
-            click.echo(f"{change.kind} /{change.path}")
+            click.echo(f"{change.kind} /{printable(change.path)}")
         return
     found = layered_changes(opened, old, new)
     if as_json:
@@ -266,7 +267,7 @@ def diff(
     for one in found:
         click.echo(f"{one.side} layer {views.short(one.diff_id)}" + ("  in both" if one.side == "=" else ""))
         for change in one.changes:
-            click.echo(f"    {change.kind} /{change.path}")
+            click.echo(f"    {change.kind} /{printable(change.path)}")
 
 
 @command.command()
@@ -359,7 +360,9 @@ def _json(found: Any) -> str:
 
 
 def _cut(text: str, most: int, *, no_trunc: bool) -> str:
-    plain = " ".join(text.split())
+    from pykvm.output import printable
+
+    plain = printable(" ".join(text.split()))
     return plain if no_trunc or len(plain) <= most else plain[: most - 1] + "…"
 
 

@@ -245,11 +245,12 @@ class ImageStore:
         most_bytes: int | None = None,
     ) -> tuple[str, LayerNote]:
         """As `add_layer`, through an ingest that is the caller's."""
-        tee = _Tee(source, incoming, what, expected.size_bytes if expected else 0, progress)
+        size = expected.size_bytes if expected else None
+        most = self.limits.image_bytes if most_bytes is None else most_bytes
+        tee = _Tee(source, incoming, what, size or 0, most + most // 64 + _BUFFER, progress)
         note = self._read_through(tee, what, most_bytes)
         tee.drain()
         note = replace(note, diff_id=note.diff_id or incoming.digest)
-        size = expected.size_bytes if expected else None
         if size is None or size == incoming.size_bytes:  # else commit has more to say
             _check_diff_id(what, note.diff_id, diff_id)
         digest = incoming.commit(expected.digest if expected else "", size)
@@ -354,7 +355,10 @@ class ImageStore:
 
 
 class _Tee(io.RawIOBase):
-    """What is read from a stream is also kept."""
+    """What is read from a stream is also kept, if it is not more than `most_bytes`.
+
+    Much may come that unpacks to nothing: empty frames, zeros behind the end.
+    """
 
     def __init__(
         self,
@@ -362,12 +366,14 @@ class _Tee(io.RawIOBase):
         incoming: Ingest,
         what: str,
         size_bytes: int,
+        most_bytes: int,
         progress: Progress,
     ) -> None:
         self._source = source
         self._incoming = incoming
         self._what = what
         self._size = size_bytes
+        self._most = most_bytes
         self._progress = progress
 
     def readable(self) -> bool:
@@ -376,6 +382,8 @@ class _Tee(io.RawIOBase):
     def read(self, size: int = -1, /) -> bytes:
         data = self._source.read(size) or b""
         self._incoming.write(data)
+        if self._incoming.size_bytes > self._most:
+            raise ImageError(f"{self._what}: more than {self._most} bytes, even packed (--max-size)")
         self._progress(self._what, self._incoming.size_bytes, self._size)
         return data
 

@@ -110,9 +110,10 @@ class FileTree:
         changes: dict[str, Change] = {}
         for member in layer:
             if member.kind is Kind.WHITEOUT:
+                self._parent(member.path.rpartition("/")[0], own)
                 self._hide(member.path, own, changes)
             elif member.kind is Kind.OPAQUE:
-                for name in list((self.get(member.path) or Node(Kind.DIRECTORY)).children):
+                for name in list(self._parent(member.path, own).children):
                     self._hide(f"{member.path}/{name}".lstrip("/"), own, changes)
             else:
                 content = _digest(layer, member) if with_content and member.kind is Kind.FILE else ""
@@ -193,18 +194,30 @@ def tree_of(store: ImageStore, layers: Sequence[Descriptor], *, with_content: bo
 
 
 def read_file(store: ImageStore, layers: Sequence[Descriptor], path: str, limit: int) -> bytes | None:
-    """The first `limit` bytes of a regular file as the topmost layer has it, or None if none has."""
-    for layer in reversed(layers):
+    """The first `limit` bytes of a regular file as the layers show it, or None if they show none there."""
+    for at, layer in reversed(list(enumerate(layers))):
         found: bytes | None = None
-        is_gone = False
+        link, is_hidden = "", False
         with store.open_layer(layer) as reader:
             for member in reader:
                 if member.path == path and member.kind is Kind.FILE:
                     found = reader.data(member).read(limit)
-                is_gone = is_gone or (member.path == path and member.kind is Kind.WHITEOUT)
-        if found is not None or is_gone:
+                elif member.path == path and member.kind is Kind.HARD_LINK:
+                    link = member.target
+                is_hidden = is_hidden or _hides(member, path)
+        if link:
+            return read_file(store, layers[at : at + 1], link, limit)
+        if found is not None or is_hidden:
             return found
     return None
+
+
+def _hides(member: Member, path: str) -> bool:
+    """Whether an entry takes away the file that lower layers have at `path`."""
+    is_there_or_below = f"{member.path}/".startswith(f"{path}/")  # if below, it is a directory
+    if member.kind is Kind.DIRECTORY:
+        return is_there_or_below
+    return is_there_or_below or path.startswith(f"{member.path}/") or not member.path
 
 
 def changes_between(store: ImageStore, old: Image, new: Image) -> list[Change]:

@@ -43,9 +43,17 @@ if TYPE_CHECKING:
     from pykvm.linux.kit import Kit
     from pykvm.result import RunResult
 
-__all__ = ["AgentError", "Ended", "Guest", "follow"]
+__all__ = ["KINDS", "AgentError", "Ended", "Guest", "follow"]
 
 LIMIT_S = 120.0
+_SOLID = bytes(range(1, 256)) * 300
+KINDS = {
+    **{f"of {size} bytes": _SOLID[:size] for size in (0, 1, 4031, 4032, 4033, 4096, 4097, 65536, 65537)},
+    "holes": bytes(1 << 20) + _SOLID + bytes(3 << 20) + b"end",
+    "only a hole": bytes(200_000),
+    **{f"many/{'n' * (at % 200)}{at}": str(at).encode() for at in range(300)},
+}
+"""Files of the upper layer, of every size and shape, by their names below /kinds."""
 FIRST_ID = 100_000
 
 
@@ -262,4 +270,9 @@ def _top() -> bytes:
         entry("home", kind=b"5"),
         entry("home/a", b"1"),
         entry("home/hard", kind=b"1", linkname="home/a"),
+        entry("kinds", kind=b"5", mode=0o1751, uid=7, gid=8),
+        *(entry(f"kinds/{name}", data) for name, data in KINDS.items()),
+        entry("kinds/link", kind=b"2", linkname="../" * 30 + "x"),
+        entry("kinds/pipe", kind=b"6", mode=0o620),
+        entry("kinds/null", kind=b"3", devmajor=1, devminor=3, mode=0o666),
     )

@@ -5,6 +5,7 @@ All in one guest: one that a container could harm would fail the tests that foll
 
 from __future__ import annotations
 
+import hashlib
 import io
 import re
 import shutil
@@ -27,7 +28,7 @@ from pykvm.lab.store import Store
 from pykvm.linux.kit import Kit, cached_kit
 
 sys.path.append(str(Path(__file__).parent))
-from agent_guest import AgentError, Ended, Guest, follow
+from agent_guest import KINDS, AgentError, Ended, Guest, follow
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -115,6 +116,15 @@ def test_layers_are_one_root(guest: Guest) -> None:
     assert [one["name"] for one in about["layers"]] == guest.names
     assert about["cgroups"] == f"0::/pykvm/{name}\n"
     end(guest, name, call)
+
+
+def test_the_kernel_reads_every_file_of_a_layer(guest: Guest) -> None:
+    """Sizes around each edge, holes, a large directory, links, pipes, devices, owners: as in the tar."""
+    told = guest.run("cd /kinds; find . -type f -exec sha256sum {} +; stat -c '%n %f %u %g' . link pipe null")
+    lines = told.out.decode().splitlines()
+    found = {name.removeprefix("./"): digest for digest, name in (one.split("  ", 1) for one in lines[:-4])}
+    assert found == {name: hashlib.sha256(data).hexdigest() for name, data in KINDS.items()}
+    assert lines[-4:] == [". 43e9 7 8", "link a1ff 0 0", "pipe 1190 0 0", "null 21b6 0 0"]
 
 
 def test_every_namespace_is_its_own(guest: Guest) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 import tarfile
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from image_parts import config_of, digest, docker_archive, entry, layer, layout, tar_of
 
+from pykvm.cli import main
 from pykvm.containers.archive import load
 from pykvm.containers.layer import Kind, LayerReader
 from pykvm.containers.limits import Limits
@@ -116,6 +118,99 @@ def test_a_bomb_is_refused_before_it_fills_anything(tmp_path: Path) -> None:
         load(ImageStore(tmp_path / "store"), tmp_path / "chain.tar")
 
 
+def test_what_unpacks_to_nothing_is_refused_in_time(tmp_path: Path) -> None:
+    """Zeros and empty members behind a gzip stream, empty frames of zstd, a packed archive of zeros."""
+    packed = gzip.compress(GOOD)
+    empty = gzip.compress(b"") * (3 << 18 >> 3)
+    skipped = b"\x50\x2a\x4d\x18\x00\x00\x0c\x00" + bytes(3 << 18)
+    for tail in (bytes(3 << 19), empty):
+        refused(tmp_path, layout([GOOD], [packed + tail]), "even packed")
+    refused(tmp_path, layout([GOOD], [zstandard.compress(GOOD) + skipped * 2]), "even packed")
+    refused(tmp_path, gzip.compress(bytes(9 << 20)), "max-size")
+
+
+def test_descriptors_that_lie_are_refused(tmp_path: Path) -> None:
+    """Sizes that are wrong, digests that are paths, indexes within indexes; paths to files of the host."""
+
+    def described(data: bytes, **said: object) -> dict[str, object]:
+        return {"mediaType": "m", "digest": digest(data), "size": len(data)} | said
+
+    def index(*manifests: object) -> bytes:
+        return json.dumps({"schemaVersion": 2, "manifests": manifests}).encode()
+
+    def stored(*blobs: bytes) -> dict[str, bytes]:
+        return {f"blobs/sha256/{digest(one)[7:]}": one for one in blobs}
+
+    config = config_of([GOOD])
+    for said, why in (
+        ({"size": len(GOOD) + 1}, "bytes and not"),
+        ({"size": len(GOOD) - 1}, "bytes and not"),
+        ({"size": -1}, "no sound size"),
+        ({"size": "1"}, "no sound size"),
+        ({"digest": "sha256:../../../etc/passwd"}, "no sha256 digest"),
+        ({"digest": "md5:" + "0" * 32}, "no sha256 digest"),
+        ({"digest": digest(b"gone")}, "missing"),
+    ):
+        parts = {"schemaVersion": 2, "config": described(config), "layers": [described(GOOD, **said)]}
+        manifest = json.dumps(parts).encode()
+        files = stored(config, manifest, GOOD) | {"index.json": index(described(manifest))}
+        refused(tmp_path, files, why)
+    nested = [index()]
+    for _ in range(6):
+        nested.append(index(described(nested[-1], mediaType="application/vnd.oci.image.index.v1+json")))
+    refused(tmp_path, stored(*nested) | {"index.json": nested[-1]}, "an index in an index")
+    refused(tmp_path, stored(nested[0]) | {"index.json": nested[1]}, "nothing for linux/amd64")
+    (tmp_path / "large.tar").write_bytes(tar_of({"index.json": b" " * (5 << 20)}))
+    with pytest.raises(ImageError, match="larger than"):
+        load(ImageStore(tmp_path / "store"), tmp_path / "large.tar")
+    (tmp_path / "large.tar").unlink()
+    for name in ("/etc/passwd", "../../etc/passwd", "\udcff"):
+        for config_name, layers in ((name, []), ("c.json", [name])):
+            one = {"Config": config_name, "Layers": layers}
+            files = {"c.json": config, "manifest.json": json.dumps([one]).encode()}
+            refused(tmp_path, files, r"absolute|\.\.|UTF-8")
+
+
+def test_what_is_no_file_in_a_directory_is_refused(tmp_path: Path) -> None:
+    """A pipe in place of a blob is not waited for."""
+    for name, data in layout([GOOD]).items():
+        path = tmp_path / "d" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    blob = tmp_path / "d" / "blobs" / "sha256" / digest(GOOD)[7:]
+    blob.unlink()
+    os.mkfifo(blob)
+    with pytest.raises(ImageError, match="no regular file"):
+        load(ImageStore(tmp_path / "store"), tmp_path / "d")
+
+
+def test_errors_and_lists_play_no_tricks_with_a_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Escape sequences, line ends and broken characters in names and texts are shown, not sent."""
+    root = ["image", "--root", str(tmp_path / "store")]
+    evil = "a\x1b]0;owned\x07\nb\u202e"
+    (tmp_path / "evil.tar").write_bytes(docker_tar([entry(evil, b"1"), entry(evil, b"2")]))
+    assert main([*root, "load", "-i", str(tmp_path / "evil.tar")]) == 126
+    told = capsys.readouterr().err
+    assert told.startswith("pykvm: ")
+    assert told[:-1].isprintable()
+    (tmp_path / "twice.tar").write_bytes(layer(entry(evil, b"1"), entry(evil, b"2")))
+    assert main([*root, "load", "-i", str(tmp_path / "twice.tar")]) == 126
+    assert capsys.readouterr().err[:-1].isprintable()
+    steps = [{"created_by": evil, "comment": evil}]
+    (tmp_path / "good.tar").write_bytes(docker_tar([entry(evil, b"1")], history=steps))
+    assert main([*root, "load", "-i", str(tmp_path / "good.tar")]) == 0
+    for words in (["history", "--no-trunc", "app:1"], ["diff", "app:1"]):
+        capsys.readouterr()
+        assert main([*root, *words]) == 0
+        assert all(line.isprintable() for line in capsys.readouterr().out.split("\n"))
+
+
+def docker_tar(entries: list[tuple[tarfile.TarInfo, bytes]], **settings: Any) -> bytes:
+    return tar_of(docker_archive([layer(*entries)], ["app:1"], **settings))
+
+
 def test_wrong_digests_are_refused(tmp_path: Path) -> None:
     """Of a layer, packed and unpacked, of a configuration, of a manifest; and sizes that are wrong."""
     files = layout([GOOD])
@@ -212,8 +307,15 @@ def test_documents_that_are_none_are_refused(tmp_path: Path, document: bytes) ->
 
 
 def test_too_many_layers_are_refused(tmp_path: Path) -> None:
-    """Overlay takes 127; 128 are an error before any is read."""
+    """Overlay takes 127; 128 are an error before any is read, in both kinds of archive; so are many files."""
     refused(tmp_path, docker_archive([GOOD] * 128, ["a"]), "127")
+    refused(tmp_path, layout([GOOD] * 128), "127")
+    small = layer(entry("a", b"1"))
+    store = ImageStore(tmp_path / "other")
+    assert len(load(store, io.BytesIO(tar_of(docker_archive([small] * 127, ["a"]))))[0].image.layers) == 127
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pykvm.containers.archive_files._MOST_MEMBERS", 5)
+        refused(tmp_path / "few", tar_of({str(at): b"" for at in range(6)}), "more than 5 files")
 
 
 names = st.text(st.characters(codec="utf-8", exclude_characters="/\0"), min_size=1, max_size=12).filter(

@@ -6,6 +6,8 @@ import base64
 import gzip
 import json
 import socket
+import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,6 +16,7 @@ from registry_fake import FakeRegistry
 
 from pykvm.cli import main
 from pykvm.containers.documents import Platform
+from pykvm.containers.limits import Limits
 from pykvm.containers.names import parse_name
 from pykvm.containers.registry import Registry
 from pykvm.containers.removal import remove
@@ -200,6 +203,86 @@ def test_lies_are_refused(store: ImageStore, fake: FakeRegistry) -> None:
     fake.manifests["app", "1"] = fake.manifests["app", wanted]
     pull(store, fake)
     assert whole(store, f"{fake.host}/app:1") == 2
+
+
+def test_a_registry_that_sends_without_end(fake: FakeRegistry, tmp_path: Path) -> None:
+    """A layer said to be huge is given up at the limit, and what came is dropped."""
+    fake.add("app", "1", FILES)
+    store = ImageStore(tmp_path / "small", Limits(image_bytes=1 << 20))
+    fake.lie = gzip.compress(BASE, mtime=0) + bytes(4 << 20)
+    big = json.loads(fake.manifests["app", "1"][1])
+    big["layers"][0]["size"] = 1 << 60
+    fake.manifests["app", "1"] = fake.manifests["app", "1"][0], json.dumps(big).encode()
+    with_configuration(store, fake)
+    with pytest.raises(ImageError, match="even packed"):
+        pull(store, fake)
+    assert not list(store.blobs.incoming.iterdir())
+    assert store.entries() == []
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        (b"SSH-2.0-OpenSSH_9\r\n", "can't be reached: SSH-2.0"),
+        (b"", "can't be reached: "),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n{", "can't be reached|no sound JSON"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", "can't be reached|no sound JSON"),
+        (b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 200 + b"\r\n", "can't be reached: got more than"),
+        (b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\n\r\n", "redirects in a circle"),
+        (b"HTTP/1.1 500 \x1b[31m\r\nContent-Length: 0\r\n\r\n", "500"),
+        (None, "can't be reached: timed out"),
+    ],
+    ids=["ssh", "hangs up", "cut short", "bad chunk", "headers", "nowhere", "failure", "silence"],
+)
+def test_what_is_no_registry_is_one_line(
+    store: ImageStore, monkeypatch: pytest.MonkeyPatch, said: bytes | None, why: str
+) -> None:
+    """Other protocols, answers cut short, no answer at all: an error, and soon."""
+    monkeypatch.setattr("pykvm.containers.http._TIMEOUT_S", 30 if said is not None else 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=_answer_all, args=(server, said))
+        thread.start()
+        port = server.getsockname()[1]
+        registry = Registry(store, parse_name(f"127.0.0.1:{port}/app:1"))
+        try:
+            with pytest.raises(PykvmError, match=why) as caught:
+                registry.pull()
+        finally:
+            registry.close()
+            server.shutdown(socket.SHUT_RDWR)
+            thread.join()
+    assert str(caught.value).isprintable()
+    assert store.entries() == []
+
+
+def _answer_all(server: socket.socket, said: bytes | None) -> None:
+    """Answer each connection with the same, whatever it wants, until the server is shut down."""
+    held = []
+    with suppress(OSError):
+        while True:
+            peer, _ = server.accept()
+            held.append(peer)
+            if said is not None:
+                peer.recv(65536)
+                peer.sendall(said)
+                peer.close()
+    for peer in held:
+        peer.close()
+
+
+def test_a_registry_s_indexes_lead_somewhere(store: ImageStore, fake: FakeRegistry) -> None:
+    """An index that leads to itself, or to an index to an index, is given up."""
+    kind = "application/vnd.oci.image.index.v1+json"
+    data = b'{"schemaVersion":2,"manifests":[]}'
+    for at in range(6):
+        fake.manifests["app", digest(data)] = kind, data
+        listed = [{"digest": digest(data), "size": len(data), "mediaType": kind}]
+        data = json.dumps({"schemaVersion": 2, "manifests": listed}).encode()
+        fake.manifests["app", str(at)] = kind, data
+    with pytest.raises(RegistryError, match="an index in an index"):
+        pull(store, fake, "app:5")
+    with pytest.raises(ImageError, match="has nothing for linux/amd64"):
+        pull(store, fake, "app:0")
 
 
 def test_pushed_is_pulled_again(store: ImageStore, fake: FakeRegistry, tmp_path: Path) -> None:
