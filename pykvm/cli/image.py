@@ -93,13 +93,20 @@ def command(ctx: click.Context, /, root: Path | None, max_size: str | None) -> N
     help="Which, if there are several.",
 )
 @_quiet
+@_as_json
 @click.pass_obj
 def load(
-    store: Callable[[], ImageStore], source: Path | None, name: str | None, platform: str, quiet: bool
+    store: Callable[[], ImageStore],
+    source: Path | None,
+    name: str | None,
+    platform: str,
+    quiet: bool,
+    as_json: bool,
 ) -> None:
-    """Load images from an archive: what `docker save` writes, or an OCI layout (a tar or a directory).
+    """Load images from an archive.
 
-    The archive may be packed with gzip or zstd.
+    It is what `docker save` writes, or an OCI layout, as a tar or a directory; it may be packed with gzip or
+    zstd. Layers that are here already are not kept twice.
     """
     import sys
 
@@ -113,7 +120,9 @@ def load(
     tag = parse_name(name).with_tag() if name else None
     with bars(quiet=quiet) as progress:
         found = load_archive(store(), source or sys.stdin.buffer, tag, Platform.parse(platform), progress)
-    for one in found:
+    if as_json:
+        click.echo(_json([one.as_json() for one in found]))
+    for one in [] if as_json else found:
         text = f"Loaded image: {one.name.familiar}" if one.name else f"Loaded image ID: {one.image.id}"
         click.echo(one.image.id if quiet else text)
 
@@ -131,7 +140,10 @@ def load(
 )
 @click.pass_obj
 def save(store: Callable[[], ImageStore], images: tuple[str, ...], target: Path | None, form: str) -> None:
-    """Write images into one archive; the same images give the same bytes."""
+    """Write images into one archive.
+
+    The same images give the same bytes, and each layer is in it once.
+    """
     import sys
 
     from pykvm.cli.progress import bars
@@ -148,6 +160,7 @@ def save(store: Callable[[], ImageStore], images: tuple[str, ...], target: Path 
 
 
 @command.command()
+@click.argument("names", metavar="[NAME]...", nargs=-1)
 @click.option("--tree", is_flag=True, help="Draw the layers: which stands on which, with sizes and tags.")
 @click.option("--digests", is_flag=True, help="Show the manifests' digests, too.")
 @_no_trunc
@@ -155,20 +168,30 @@ def save(store: Callable[[], ImageStore], images: tuple[str, ...], target: Path 
 @_as_json
 @click.pass_obj
 def ls(
-    store: Callable[[], ImageStore], tree: bool, digests: bool, no_trunc: bool, quiet: bool, as_json: bool
+    store: Callable[[], ImageStore],
+    names: tuple[str, ...],
+    tree: bool,
+    digests: bool,
+    no_trunc: bool,
+    quiet: bool,
+    as_json: bool,
 ) -> None:
-    """List images, the newest first. SIZE is that of all layers, shared ones too."""
+    """List images, the newest first.
+
+    NAME takes those of a repository, or of one tag in it: busybox, me/app:1. SIZE is that of all layers,
+    shared ones too.
+    """
     from pykvm.containers import views
 
     if tree:
-        nodes = views.layer_tree(store())
+        nodes = views.layer_tree(store(), names)
         lines = views.tree_lines(nodes)
         click.echo(
             _json([node.as_json() for node in nodes]) if as_json else "\n".join(lines),
             nl=as_json or bool(lines),
         )
         return
-    found = views.rows(store())
+    found = views.rows(store(), names)
     if as_json:
         click.echo(_json(found))
         return
@@ -199,7 +222,10 @@ def ls(
 @_as_json
 @click.pass_obj
 def history(store: Callable[[], ImageStore], image: str, no_trunc: bool, as_json: bool) -> None:
-    """Show the steps that made an image, the last one first."""
+    """Show the steps that made an image.
+
+    The last one comes first. SIZE is what a step has put into its layer.
+    """
     from pykvm.containers import views
 
     opened = store()
@@ -226,7 +252,10 @@ def history(store: Callable[[], ImageStore], image: str, no_trunc: bool, as_json
 @click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
 @click.pass_obj
 def inspect(store: Callable[[], ImageStore], images: tuple[str, ...]) -> None:
-    """Print all that is known of images, as JSON: configuration, digests, each layer."""
+    """Print all that is known of images.
+
+    As JSON, under docker's keys: configuration, digests, and each layer with its sizes.
+    """
     from pykvm.containers import views
 
     opened = store()
@@ -242,9 +271,10 @@ def inspect(store: Callable[[], ImageStore], images: tuple[str, ...]) -> None:
 def diff(
     store: Callable[[], ImageStore], image_a: str, image_b: str | None, layers: bool, as_json: bool
 ) -> None:
-    """Show which files differ from image A to image B: A added, C changed, D deleted.
+    """Show which files differ from A to B.
 
-    With one image, what each of its layers changes. Times of change alone are no difference.
+    A file was A added, C changed, or D deleted. With one image, what each of its layers changes. Times of
+    change alone are no difference.
     """
     from pykvm.containers import views
     from pykvm.containers.tree import changes_between, layered_changes
@@ -265,7 +295,8 @@ def diff(
         click.echo(_json([one.as_json() for one in found]))
         return
     for one in found:
-        click.echo(f"{one.side} layer {views.short(one.diff_id)}" + ("  in both" if one.side == "=" else ""))
+        made_by = "in both" if one.side == "=" else _cut(one.created_by, 60, no_trunc=False)
+        click.echo(f"{one.side} layer {views.short(one.diff_id)}  {made_by}".rstrip())
         for change in one.changes:
             click.echo(f"    {change.kind} /{printable(change.path)}")
 
@@ -275,7 +306,10 @@ def diff(
 @click.argument("target")
 @click.pass_obj
 def tag(store: Callable[[], ImageStore], source: str, target: str) -> None:
-    """Give the image SOURCE one more name, TARGET."""
+    """Give an image one more name.
+
+    SOURCE is a name or an ID; TARGET, if another image has that name, goes over to this one.
+    """
     from pykvm.containers.names import parse_name
     from pykvm.errors import ConfigError
 
@@ -289,18 +323,41 @@ def tag(store: Callable[[], ImageStore], source: str, target: str) -> None:
 @command.command()
 @click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
 @click.option("-f", "--force", is_flag=True, help="With an ID: take all its names away.")
+@_as_json
 @click.pass_obj
-def rm(store: Callable[[], ImageStore], images: tuple[str, ...], force: bool) -> None:
-    """Take a name from an image; with the last name go the image and the layers that no other needs."""
-    from pykvm.containers.removal import remove
+def rm(store: Callable[[], ImageStore], images: tuple[str, ...], force: bool, as_json: bool) -> None:
+    """Remove images, or names of them.
 
-    opened = store()
+    With its last name goes an image, and with it the layers that no other needs. One that can't be removed
+    does not keep the others; the exit status is that of the last error.
+    """
+    from dataclasses import asdict
+
+    from pykvm.containers.removal import Removed, remove
+    from pykvm.errors import PykvmError
+    from pykvm.output import printable
+
+    opened, every = store(), Removed([], [])
+    failed: PykvmError | None = None
     for image in images:
-        removed = remove(opened, image, force=force)
-        for name in removed.untagged:
+        try:
+            removed = remove(opened, image, force=force)
+        except PykvmError as error:
+            if failed:
+                click.echo(f"pykvm: {printable(str(failed))}", err=True)
+            failed = error
+            continue
+        every.untagged += removed.untagged
+        every.deleted += removed.deleted
+        every.freed_bytes += removed.freed_bytes
+        for name in [] if as_json else removed.untagged:
             click.echo(f"Untagged: {name}")
-        for digest in removed.deleted:
+        for digest in [] if as_json else removed.deleted:
             click.echo(f"Deleted: {digest}")
+    if as_json:
+        click.echo(_json(asdict(every)))
+    if failed:
+        raise failed
 
 
 @command.command()
@@ -309,7 +366,11 @@ def rm(store: Callable[[], ImageStore], images: tuple[str, ...], force: bool) ->
 @_as_json
 @click.pass_obj
 def gc(store: Callable[[], ImageStore], untagged: bool, dry_run: bool, as_json: bool) -> None:
-    """Remove what no image needs: blobs, layers' file systems, what killed processes left."""
+    """Remove what no image needs.
+
+    These are blobs, file systems of layers, and what killed processes left. Images stay, but for those
+    without a name if --untagged says so.
+    """
     from dataclasses import asdict
 
     from pykvm.containers import views
@@ -329,10 +390,11 @@ def gc(store: Callable[[], ImageStore], untagged: bool, dry_run: bool, as_json: 
 @_as_json
 @click.pass_obj
 def verify(store: Callable[[], ImageStore], repair: bool, as_json: bool) -> None:
-    """Read all images and hold each blob, layer and file system against its digest.
+    """Verify all that is kept of images.
 
-    What is damaged is told line by line, and the exit status is 126. With --repair, load or pull the images
-    that have lost something again: only that is fetched.
+    Each blob, layer and file system is read and held against its digest. What is damaged is told line by
+    line, and the exit status is 126. With --repair, load or pull the images that have lost something again:
+    only that is fetched.
     """
     from pykvm.cli.progress import bars
     from pykvm.containers import views
@@ -350,7 +412,7 @@ def verify(store: Callable[[], ImageStore], repair: bool, as_json: bool) -> None
         raise ImageError(f"{len(found.lost)} of the things kept below {store().root} are damaged; {step}")
     if not as_json:
         click.echo(
-            f"{found.images} images, {found.blobs} blobs, {found.file_systems} file systems of layers: "
+            f"images: {found.images}, blobs: {found.blobs}, file systems: {found.file_systems}; "
             f"{views.size(found.read_bytes)} read, all as it should be"
         )
 

@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 __all__ = ["build"]
 
 _DIRECTORY = click.Path(path_type=Path, exists=True, file_okay=False)
-_HELP = """Build an image from the instructions in a file and the files in the directory CONTEXT.
+_HELP = """Build an image from instructions.
 
-No daemon, no root, no network but for Debian's packages. The instructions are a Dockerfile's:
+They stand in a file, and are about the files in the directory CONTEXT. No daemon, no root, no network but for
+Debian's packages. The instructions are a Dockerfile's:
 
 \b
   FROM scratch | IMAGE | ./directory | ./archive.tar | debian: PACKAGE...

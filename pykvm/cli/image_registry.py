@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import closing
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ _plain = click.option(
     is_flag=True,
     help="Use HTTP without TLS; this machine's own addresses always do.",
 )
+_as_json = click.option("--json", "as_json", is_flag=True, help="Print only the result, for machines.")
 _quiet = click.option("-q", "--quiet", is_flag=True, help="Print only the result.")
 
 
@@ -30,12 +32,16 @@ _quiet = click.option("-q", "--quiet", is_flag=True, help="Print only the result
 )
 @_plain
 @_quiet
+@_as_json
 @click.pass_obj
-def pull(store: Callable[[], ImageStore], name: str, platform: str, plain: bool, quiet: bool) -> None:
-    """Fetch an image from a registry: busybox, ghcr.io/me/app:1, localhost:5000/app.
+def pull(
+    store: Callable[[], ImageStore], name: str, platform: str, plain: bool, quiet: bool, as_json: bool
+) -> None:
+    """Fetch an image from a registry.
 
-    What `docker login` has stored is used where a registry wants a login. A pull that broke off goes on where
-    it was.
+    NAME is as docker has it: busybox, ghcr.io/me/app:1, localhost:5000/app, or with @ and a digest. What
+    `docker login` has stored is used where a registry wants a login. A pull that broke off goes on where it
+    was.
     """
     from pykvm.cli.progress import bars
     from pykvm.containers.documents import Platform
@@ -43,11 +49,13 @@ def pull(store: Callable[[], ImageStore], name: str, platform: str, plain: bool,
     from pykvm.containers.registry import Registry
 
     wanted, machine = parse_name(name).with_tag(), Platform.parse(platform)
+    quiet = quiet or as_json
     with bars(quiet=quiet) as progress:
         registry = Registry(store(), wanted, plain=plain, progress=progress, notice=_teller(quiet=quiet))
         with closing(registry):
-            registry.pull(machine)
-    click.echo(wanted.full)
+            image = registry.pull(machine)
+    found = {"name": wanted.familiar, "id": image.id, "digest": image.digest}
+    click.echo(json.dumps(found) if as_json else wanted.full)
 
 
 @click.command()
@@ -55,11 +63,19 @@ def pull(store: Callable[[], ImageStore], name: str, platform: str, plain: bool,
 @click.argument("target", required=False)
 @_plain
 @_quiet
+@_as_json
 @click.pass_obj
-def push(store: Callable[[], ImageStore], name: str, target: str | None, plain: bool, quiet: bool) -> None:
-    """Send the image NAME to the registry that its name says, or that TARGET says.
+def push(
+    store: Callable[[], ImageStore],
+    name: str,
+    target: str | None,
+    plain: bool,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Send an image to a registry.
 
-    Layers that are there already are not sent again.
+    It is the one that NAME says, or that TARGET says. Layers that are there already are not sent again.
     """
     from pykvm.cli.progress import bars
     from pykvm.containers.names import parse_name
@@ -68,11 +84,14 @@ def push(store: Callable[[], ImageStore], name: str, target: str | None, plain: 
     opened = store()
     entry = opened.find(name)
     wanted = parse_name(target or name).with_tag()
+    quiet = quiet or as_json
     with bars(quiet=quiet) as progress:
         registry = Registry(opened, wanted, plain=plain, progress=progress, notice=_teller(quiet=quiet))
         with closing(registry):
             digest = registry.push(entry)
-    if quiet:
+    if as_json:
+        click.echo(json.dumps({"name": wanted.familiar, "digest": digest}))
+    elif quiet:
         click.echo(f"{wanted.familiar_repository}@{digest}")
 
 

@@ -31,7 +31,7 @@ from pykvm.containers.documents import (
 )
 from pykvm.containers.limits import JSON_BYTES
 from pykvm.containers.names import Name, parse_name
-from pykvm.containers.progress import silent
+from pykvm.containers.progress import Counted, silent
 from pykvm.containers.tarstream import Sink
 from pykvm.errors import ConfigError, ImageError
 
@@ -52,6 +52,14 @@ class Loaded:
 
     name: Name | None
     image: Image
+
+    def as_json(self) -> dict[str, Any]:
+        """For machines."""
+        return {
+            "name": self.name.familiar if self.name else None,
+            "id": self.image.id,
+            "digest": self.image.digest,
+        }
 
 
 def load(
@@ -244,11 +252,10 @@ class _Saver:
     def _blob(self, digest: str) -> None:
         size = self._store.blobs.size(digest)
         with self._store.blobs.open(digest) as blob:
-            reader = io.BufferedReader(blob, _CHUNK)
+            reader = io.BufferedReader(Counted(blob, digest, size, self._progress), _CHUNK)
             self._tar.addfile(_info(_blob_path(digest), size), reader)
             if reader.read(1):  # the end, where it is verified
                 raise ImageError(f"{digest}: the blob has grown; load or pull its image again")
-            self._progress(digest, size, size)
 
 
 def _info(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> tarfile.TarInfo:

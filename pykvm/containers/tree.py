@@ -74,16 +74,25 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class LayerChanges:
-    """What one layer changes. `side`: = for a layer of both images, - of the first, + of the second."""
+    """What one layer changes. `side`: = for a layer of both images, - of the first, + of the second.
+
+    `created_by` is the step of the image's history that made it, as far as that is told.
+    """
 
     side: str
     diff_id: str
     changes: list[Change]
+    created_by: str = ""
 
     def as_json(self) -> dict[str, object]:
         """For machines."""
         changes = [change.as_json() for change in self.changes]
-        return {"side": self.side, "diff_id": self.diff_id, "changes": changes}
+        return {
+            "side": self.side,
+            "diff_id": self.diff_id,
+            "created_by": self.created_by,
+            "changes": changes,
+        }
 
 
 class FileTree:
@@ -250,11 +259,14 @@ def layered_changes(store: ImageStore, old: Image, new: Image | None) -> list[La
 
 def _own_layers(store: ImageStore, image: Image, start: int, side: str) -> list[LayerChanges]:
     tree, found = FileTree(), []
+    history = image.settings.get("history") or []
+    steps = [str(step.get("created_by", "")) for step in history if not step.get("empty_layer")]
     for at, layer in enumerate(image.layers):
         with store.open_layer(layer) as reader:
             changes = tree.apply(reader, with_content=True)
         if at >= start:
-            found.append(LayerChanges(side, image.diff_ids[at], changes))
+            step = steps[at] if at < len(steps) else ""
+            found.append(LayerChanges(side, image.diff_ids[at], changes, step))
     return found
 
 

@@ -76,6 +76,8 @@ class _Verifier:
         self._found = Verified()
         self._bad: set[str] = set()
         self._done: set[str] = set()
+        kept = [path for name in ("blobs/sha256", "erofs") for path in (store.root / name).iterdir()]
+        self._all_bytes = sum(path.stat().st_size for path in kept)
 
     def run(self) -> Verified:
         for path in sorted(self._store.blobs.directory.iterdir()):
@@ -103,20 +105,21 @@ class _Verifier:
         if not _HEX.fullmatch(path.name) or not path.is_file():
             self._wrong(f"blobs/sha256/{path.name}", "is no blob")
             return
-        digest, done = f"sha256:{path.name}", 0
-        size = self._store.blobs.size(digest)
+        digest = f"sha256:{path.name}"
         try:
             with self._store.blobs.open(digest) as blob:
                 while data := blob.read(_CHUNK):
-                    done += len(data)
-                    self._progress(digest, done, size)
+                    self._count(len(data))
         except ImageError:
             self._bad.add(digest)
             self._wrong(digest, "its content has another" + (", so it is removed" if self._repair else ""))
             if self._repair:
                 path.unlink()
                 self._store.note_path(digest).unlink(missing_ok=True)
-        self._found.read_bytes += done
+
+    def _count(self, size_bytes: int) -> None:
+        self._found.read_bytes += size_bytes
+        self._progress("verified", self._found.read_bytes, self._all_bytes)
 
     def _image(self, entry: Entry) -> None:
         """An image whose parts are here: do they fit each other?"""
@@ -171,16 +174,13 @@ class _Verifier:
             return
         self._done.add(path.name)
         self._found.file_systems += 1
-        size = path.stat().st_size
-        self._progress(f"erofs {path.name[:12]}", 0, size)
         with self._store.blobs.temporary() as fresh, path.open("rb") as kept:
             maker.write(at, fresh)
             fresh.seek(0)
             if not _are_equal(fresh, kept):
                 of = f"does not fit its layer {image.layers[at].digest}"
                 self._wrong(f"erofs/{path.name}", of, partial(path.unlink, missing_ok=True))
-        self._found.read_bytes += size
-        self._progress(f"erofs {path.name[:12]}", size, size)
+            self._count(kept.tell())
 
 
 def _are_equal(one: IO[bytes], other: IO[bytes]) -> bool:

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from pykvm.containers.names import parse_name
 from pykvm.errors import ImageError
 
 if TYPE_CHECKING:
@@ -75,14 +76,29 @@ def _python_time(text: str) -> str:
     return f"{head}{dot}{(digits + '000000')[:6]}{rest[len(digits) :]}" if dot else text
 
 
-def rows(store: ImageStore) -> list[dict[str, Any]]:
+def rows(store: ImageStore, names: tuple[str, ...] = ()) -> list[dict[str, Any]]:
     """One row for each name of each image, the newest first, and for images without a name.
 
-    What is wrong with an image that can't be read stands under "damage".
+    `names` takes only those of repositories or tags. What is wrong with an image that can't be read stands
+    under "damage". Raises ConfigError for what is no name.
     """
     return sorted(
-        map(partial(_row, store), store.entries()), key=lambda row: row["created"] or "", reverse=True
+        map(partial(_row, store), _named(store, names)), key=lambda row: row["created"] or "", reverse=True
     )
+
+
+def _named(store: ImageStore, names: tuple[str, ...]) -> list[Entry]:
+    """The images of these names; all, if there are none."""
+    wanted = [parse_name(name) for name in names]
+    return [
+        entry
+        for entry in store.entries()
+        if not wanted
+        or any(
+            entry.name and entry.name.repository == one.repository and one.tag in {"", entry.name.tag}
+            for one in wanted
+        )
+    ]
 
 
 def _row(store: ImageStore, entry: Entry) -> dict[str, Any]:
@@ -197,11 +213,11 @@ class LayerNode:
         }
 
 
-def layer_tree(store: ImageStore) -> list[LayerNode]:
-    """The lowest layers of all images, and what stands on each."""
+def layer_tree(store: ImageStore, names: tuple[str, ...] = ()) -> list[LayerNode]:
+    """The lowest layers of all images, or of those of `names`, and what stands on each."""
     top = LayerNode("", "", 0, 0)
     nodes: dict[str, LayerNode] = {}
-    for entry in store.entries():
+    for entry in _named(store, names):
         image, node = store.image(entry.descriptor), top
         for row in layer_rows(store, image):
             below, node = node, nodes.get(row["chain_id"], top)

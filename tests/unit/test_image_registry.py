@@ -333,3 +333,7 @@ def test_the_commands(store: ImageStore, fake: FakeRegistry, capsys: pytest.Capt
     assert capsys.readouterr().out.splitlines()[-1] == f"{fake.host}/app:1"
     assert main([*root, "push", "-q", f"{fake.host}/app:1", f"{fake.host}/b:2"]) == 0
     assert capsys.readouterr().out == f"{fake.host}/b@{wanted}\n"
+    for words in (["pull", "--json", f"{fake.host}/app:1"], ["push", "--json", f"{fake.host}/app:1"]):
+        assert main([*root, *words]) == 0
+        told = json.loads(capsys.readouterr().out)
+        assert (told["name"], told["digest"]) == (f"{fake.host}/app:1", wanted)

@@ -329,13 +329,22 @@ def test_the_commands_speak_docker(
     assert says("diff", "app:1", "app:2") == ""
     assert "    A /etc/a\n" in says("diff", "app:1")
     assert says("save", "-o", str(tmp_path / "out.tar"), "app:2") == ""
-    assert says("verify").startswith("1 images, 3 blobs, 0 file systems of layers: ")
+    assert says("verify").startswith("images: 1, blobs: 3, file systems: 0; ")
     assert json.loads(says("verify", "--json"))["damage"] == []
-    assert says("rm", "app:1") == "Untagged: app:1\n"
-    assert says("rm", "app:2").splitlines()[0] == "Untagged: app:2"
+    assert says("ls", "app:2", "-q") == says("ls", "app", "-q") == f"{image_id[7:19]}\n"
+    assert says("ls", "other", "-q") == says("ls", "other", "--tree") == ""
+    assert "is no image name" in says("ls", "a b", status=125)
+    assert "+ layer " + digest(BASE)[7:19] + "  COPY . /\n" in says("diff", "app:1")
+    assert (
+        says("rm", "gone", "app:1", "Bad", status=125)
+        .splitlines()[0]
+        .startswith("pykvm: no such image: gone")
+    )
+    assert json.loads(says("rm", "--json", "app:2"))["untagged"] == ["app:2"]
     assert says("gc") == "Total reclaimed space: 0B\n"
     assert says("ls", "--tree") == ""
-    assert says("load", "-i", str(tmp_path / "out.tar")) == "Loaded image: app:2\n"
+    told = json.loads(says("load", "--json", "-i", str(tmp_path / "out.tar")))
+    assert [(one["name"], one["id"]) for one in told] == [("app:2", image_id)]
     assert "no such image: nothing" in says("rm", "nothing", status=127)
     assert "no such file" in says("load", "-i", str(tmp_path / "none"), status=127)
     assert "app:2: this image has several" not in says("rm", image_id[7:19])
