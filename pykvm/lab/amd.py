@@ -37,6 +37,9 @@ _CONFIG = (
     "share share 9p trans=virtio,version=9p2000.L,cache=mmap,msize=512000",
     "name lab-amd",
 )
+# Without ERMS, Linux clears and copies eight bytes at a time: QEMU takes as long for every single byte, which
+# makes copies three times as slow, and new pages a quarter slower.
+_CPU = "max,-erms"
 _QUICK = (
     "panic=-1",  # restart at once, which QEMU takes as the end
     "oops=panic",  # a kernel that stumbled is no place to test in
@@ -124,7 +127,7 @@ def qemu_command(
 ) -> list[str]:
     """QEMU's command line; `channel` and `console` are descriptors of sockets that it inherits."""
     command = ["qemu-system-x86_64", "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]
-    command += ["-machine", "pc", "-accel", "tcg,thread=multi", "-cpu", "max"]
+    command += ["-machine", "pc", "-accel", "tcg,thread=multi", "-cpu", _CPU]
     command += ["-m", f"{options.mem_mib}M", "-smp", str(options.smp)]
     command += ["-kernel", str(kernel.elf or kernel.image), "-initrd", str(initramfs)]
     command += ["-append", kernel_arguments(options)]

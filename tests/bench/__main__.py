@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import os
 import sys
 import tempfile
 from dataclasses import replace
@@ -133,6 +134,7 @@ def _take(options: argparse.Namespace, progress: Callable[[str], None]) -> tuple
 def main(words: Sequence[str] | None = None) -> int:
     """Measure; 0 if that was possible, whatever came out."""
     options = _arguments(words)
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed command has its bytecode
     shown = options.progress or sys.stderr.isatty()
     before = options.baseline or (None if options.save_baseline else KEPT.get(options.lab))
     try:

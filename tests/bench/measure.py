@@ -142,8 +142,7 @@ def lifecycle(programs: Programs, samples: int, progress: Callable[[str], None])
 
 def _command_ms(command: list[str], caches: str) -> float:
     """Wall time of a command as an installed one has it: with its bytecode compiled."""
-    env = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
-    env["PYTHONPYCACHEPREFIX"] = caches
+    env = {**os.environ, "PYTHONPYCACHEPREFIX": caches}
     began = time.perf_counter_ns()
     subprocess.run(command, check=True, capture_output=True, stdin=subprocess.DEVNULL, env=env)
     return (time.perf_counter_ns() - began) / 1e6
