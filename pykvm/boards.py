@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pykvm import layout
 from pykvm.devices.acpi_sleep import AcpiSleep
@@ -33,8 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["BOARDS", "Board", "attach_board"]
 
 
-@dataclass(frozen=True, slots=True)
-class Board:
+class Board(NamedTuple):
     """What a board is built from.
 
     `irq_line` gives None for every GSI where there is no irqchip; `attach_calls` attaches the devices that

@@ -7,10 +7,10 @@ Source: the kernel's Documentation/virt/kvm/api.rst, section 5, "The kvm_run str
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, TypeVar, dataclass_transform
+from typing import Any
 
 from pykvm._native import ffi, lib
+from pykvm.value import value
 
 __all__ = [
     "DebugExit",
@@ -37,25 +37,13 @@ __all__ = [
 ]
 
 
-_T = TypeVar("_T")
-
-
 class Exit:
     """One return of KVM_RUN."""
 
     __slots__ = ()
 
 
-@dataclass_transform(frozen_default=True)
-def _kind(cls: type[_T]) -> type[_T]:
-    """A value, compared and hashed by what it holds.
-
-    Type checkers see it frozen. At run time it is not: that would cost every exit half a microsecond.
-    """
-    return dataclass(slots=True, unsafe_hash=True)(cls)
-
-
-@_kind
+@value
 class IoExit(Exit):
     """The guest touched a port. `data` holds count * size bytes of a write, nothing of a read."""
 
@@ -66,7 +54,7 @@ class IoExit(Exit):
     data: bytes
 
 
-@_kind
+@value
 class MmioExit(Exit):
     """The guest touched guest-physical memory that no slot backs."""
 
@@ -76,17 +64,17 @@ class MmioExit(Exit):
     data: bytes
 
 
-@_kind
+@value
 class HltExit(Exit):
     """HLT, where no in-kernel irqchip takes it."""
 
 
-@_kind
+@value
 class ShutdownExit(Exit):
     """A triple fault, or another event that shuts a CPU down."""
 
 
-@_kind
+@value
 class HypercallExit(Exit):
     """VMCALL or VMMCALL that KVM was told to hand to us; `args` are up to six."""
 
@@ -94,7 +82,7 @@ class HypercallExit(Exit):
     args: tuple[int, ...]
 
 
-@_kind
+@value
 class DebugExit(Exit):
     """A breakpoint or a single step. `exception` is 1 (#DB) or 3 (#BP); `pc` is linear."""
 
@@ -104,7 +92,7 @@ class DebugExit(Exit):
     dr7: int
 
 
-@_kind
+@value
 class SystemEventExit(Exit):
     """The guest asked for shutdown, reset, or told of a crash (KVM_SYSTEM_EVENT_*)."""
 
@@ -112,7 +100,7 @@ class SystemEventExit(Exit):
     data: tuple[int, ...]
 
 
-@_kind
+@value
 class EntryFailExit(Exit):
     """The hardware refused to enter the guest; `hardware_reason` is VMX's or SVM's code."""
 
@@ -120,7 +108,7 @@ class EntryFailExit(Exit):
     cpu: int
 
 
-@_kind
+@value
 class InternalErrorExit(Exit):
     """KVM gave up; suberror 1: an instruction its emulator lacks, 2: a simultaneous exception, …"""
 
@@ -128,7 +116,7 @@ class InternalErrorExit(Exit):
     data: tuple[int, ...]
 
 
-@_kind
+@value
 class MsrExit(Exit):
     """An MSR access that KVM was told to hand to us; `why` is KVM_MSR_EXIT_REASON_*."""
 
@@ -138,7 +126,7 @@ class MsrExit(Exit):
     why: int
 
 
-@_kind
+@value
 class MemoryFaultExit(Exit):
     """KVM could not resolve a guest's access to [gpa, gpa + size_bytes)."""
 
@@ -147,7 +135,7 @@ class MemoryFaultExit(Exit):
     flags: int
 
 
-@_kind
+@value
 class ExceptionExit(Exit):
     """An exception that nobody in the guest could take."""
 
@@ -155,24 +143,24 @@ class ExceptionExit(Exit):
     error_code: int
 
 
-@_kind
+@value
 class IrqWindowExit(Exit):
     """The guest can take an interrupt now, as was asked for."""
 
 
-@_kind
+@value
 class IoapicEoiExit(Exit):
     """The guest ended an interrupt of a split irqchip."""
 
     vector: int
 
 
-@_kind
+@value
 class NmiExit(Exit):
     """An NMI of the host arrived while the guest ran."""
 
 
-@_kind
+@value
 class UnknownExit(Exit):
     """An exit that pykvm has no kind for: `reason` is its number, `name` the header's word for it."""
 

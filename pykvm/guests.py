@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pykvm.errors import ImageNotFoundError
 
 __all__ = ["Guest", "all_guests", "built_folder", "find", "find_named"]
 
 
-@dataclass(frozen=True, slots=True)
-class Guest:
+class Guest(NamedTuple):
     """One guest. `images` maps a CPU mode's word to the image's file; the first is the default.
 
     `machine` are arguments for Machine, `needs` names of `pykvm doctor`'s probes, `expect` what a
@@ -24,9 +22,9 @@ class Guest:
     name: str
     description: str
     images: dict[str, str]
-    machine: dict[str, Any] = field(default_factory=dict)
-    needs: tuple[str, ...] = ()
-    expect: dict[str, Any] = field(default_factory=dict)
+    machine: dict[str, Any]
+    needs: tuple[str, ...]
+    expect: dict[str, Any]
 
     def image(self, mode: str | None = None) -> Path:
         """The file of the image for `mode`, by default the first one's."""

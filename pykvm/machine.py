@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -215,7 +214,7 @@ class Machine:
             )
         if self.image.kind == "linux":  # it looks for hardware, and has its interrupts from KVM's chips
             board = "linux" if self.spec.board == "pykvm" else self.spec.board
-            self.spec = replace(self.spec, irqchip=True, unclaimed="float", board=board)
+            self.spec = self.spec._replace(irqchip=True, unclaimed="float", board=board)
             self.has_tty = True
             self.memory.use_huge_pages()
         if self.image.kind == "bootsector":
@@ -294,7 +293,7 @@ class Machine:
         )
         self.memory.close()
         self.memory = memory
-        self.spec = replace(spec, irqchip=True)
+        self.spec = spec._replace(irqchip=True)
 
     # ---- building
 

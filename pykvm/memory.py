@@ -11,8 +11,7 @@ import os
 import re
 from bisect import bisect_right
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Self
+from typing import NamedTuple, Self
 
 from pykvm import layout
 from pykvm._native import ffi
@@ -48,8 +47,7 @@ def _check_ram_size(size_bytes: int) -> None:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class MemorySlot:
+class MemorySlot(NamedTuple):
     """One KVM memory slot: guest-physical bytes [gpa, gpa + size_bytes) at host address `hva`."""
 
     gpa: int

@@ -25,8 +25,7 @@ pykvm's own failures are exceptions; their statuses (125, 126, 127; 2 for wrong 
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -86,16 +85,14 @@ _NORMAL = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Mark:
+class Mark(NamedTuple):
     """A boot mark: the value the guest wrote to port 0x80, and when, in ns since the first KVM_RUN."""
 
     value: int
     time_ns: int
 
 
-@dataclass(frozen=True, slots=True)
-class CpuSnapshot:
+class CpuSnapshot(NamedTuple):
     """One vCPU at the end of an abnormal run.
 
     `regs` are the general registers, `special` the control registers, EFER and segment selectors;
@@ -112,8 +109,7 @@ class CpuSnapshot:
     code: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class ProgramFault:
+class ProgramFault(NamedTuple):
     """Why a guest's kernel killed its program.
 
     `cause` tells it in words, `address` is what a page fault was about, `where` is RIP as symbol+offset (""
@@ -139,8 +135,7 @@ class ProgramFault:
         return f"{self.program}: killed by {self.signal_name}: {self.cause}, at {place}{doing}"
 
 
-@dataclass(frozen=True, slots=True)
-class RunStats:
+class RunStats(NamedTuple):
     """What the run cost. Times in ns, summed over all vCPUs but for `wall_ns`.
 
     `guest_ns` is the time inside KVM_RUN, `own_ns` the exit loop's own, `answer_ns` that from exits to the
@@ -166,8 +161,7 @@ class RunStats:
         return self.own_ns / self.exits if self.exits else 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class RunResult:
+class RunResult(NamedTuple):
     """Everything a run left behind. A plain value: it can be pickled, compared, printed.
 
     `exits` counts the returns of KVM_RUN by reason ("IO", "MMIO", "HLT" …). `last_exits` holds the
@@ -190,7 +184,7 @@ class RunResult:
     kvm: str = ""
     warnings: tuple[str, ...] = ()
     fault: ProgramFault | None = None
-    kvm_counts: Mapping[str, int] = field(default_factory=dict)
+    kvm_counts: Mapping[str, int] = {}  # by nobody changed
 
     @property
     def text(self) -> str:

@@ -6,7 +6,6 @@ import signal
 import sys
 import time
 from contextlib import ExitStack
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from pykvm.memory import parse_size
 from pykvm.output import Stdout
 from pykvm.result import EndReason, RunResult
 from pykvm.terminal import Terminal
+from pykvm.value import as_plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -242,10 +242,10 @@ def result_as_json(result: RunResult) -> dict[str, Any]:
     """The result as plain JSON values; the console also as base64, since a guest may print any bytes."""
     import base64  # noqa: PLC0415 - only who wants JSON pays
 
-    found = asdict(result)
+    found: dict[str, Any] = as_plain(result)
     for name in ("trace", "last_exits"):
         found[name] = [
-            asdict(record) | {"data": record.data.hex(), "text": record.text.decode(errors="replace")}
+            as_plain(record) | {"data": record.data.hex(), "text": record.text.decode(errors="replace")}
             for record in getattr(result, name)
         ]
     for cpu in found["cpus"]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from pykvm.cpu_features import parse_features
 from pykvm.errors import ConfigError
@@ -17,8 +16,7 @@ TRANSPORTS = ("out", "mmio", "vmcall", "ring")
 """The ways of a hypercall to pykvm; see guests/include/hypercall_abi.h."""
 
 
-@dataclass(frozen=True, slots=True)
-class MachineSpec:
+class MachineSpec(NamedTuple):
     """What a machine is made of; a plain value that can be pickled.
 
     `memory_bytes` of RAM; `irqchip` None means: where it is needed (several vCPUs, the testdev board).
@@ -49,16 +47,16 @@ class MachineSpec:
     @property
     def options(self) -> dict[str, Any]:
         """All but the first two fields, as Machine's keyword arguments."""
-        return {field.name: getattr(self, field.name) for field in fields(self)[2:]}
+        return {name: getattr(self, name) for name in self._fields[2:]}
 
     def with_wishes(self, wishes: Mapping[str, Any]) -> Self:
         """Take over those of `wishes` that are for options which still have their default."""
         unset = {
-            field.name: wishes[field.name]
-            for field in fields(self)[2:]
-            if field.name in wishes and getattr(self, field.name) == field.default
+            name: wishes[name]
+            for name in self._fields[2:]
+            if name in wishes and getattr(self, name) == self._field_defaults[name]
         }
-        return replace(self, **unset)
+        return self._replace(**unset)
 
     def check(self) -> None:
         """Raise ConfigError for what can't be built anywhere."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 from pykvm._native import ffi
@@ -167,7 +166,7 @@ class Tracing:
             recorder.start(self._machine, self._rings, self.raw)
             recorder.result = run()
         result = recorder.result
-        return replace(result, warnings=result.warnings + recorder.warnings)
+        return result._replace(warnings=result.warnings + recorder.warnings)
 
     def freeze(self) -> None:
         """The vCPUs have stopped: nobody comes any more."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pykvm import layout
 from pykvm.boot import linux, multiboot
@@ -31,15 +30,13 @@ _TABLES = (
 _NO_STATE = CpuState({}, {}, {}, {})
 
 
-@dataclass(frozen=True, slots=True)
-class Placement:
+class Placement(NamedTuple):
     """What the first vCPU starts with."""
 
     state: CpuState = _NO_STATE
 
 
-@dataclass(frozen=True, slots=True)
-class Platform:
+class Platform(NamedTuple):
     """What firmware tables tell a guest's kernel about its board."""
 
     vcpus: int = 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 
 import click
 
@@ -21,7 +20,7 @@ def command(as_json: bool) -> None:
 
     guests = all_guests()
     if as_json:
-        click.echo(json.dumps({name: asdict(guest) for name, guest in guests.items()}, indent=2))
+        click.echo(json.dumps({name: guest._asdict() for name, guest in guests.items()}, indent=2))
         return
     width = max(map(len, guests))
     for name, guest in guests.items():

@@ -5,7 +5,6 @@ Pure: no chip, no clock. Seconds count from 1970 (UTC).
 
 from __future__ import annotations
 
-import calendar
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -96,6 +95,7 @@ def seconds_from_registers(registers: Sequence[int], form: TimeFormat) -> tuple[
 
     What is no date or time (a guest may write anything) is taken as the nearest one, unit by unit.
     """
+    import calendar  # noqa: PLC0415 - brings datetime along; few guests set their clock
 
     def field(index: int, low: int, high: int) -> int:
         return min(max(form.decode(registers[index]), low), high)

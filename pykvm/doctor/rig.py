@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import time
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
 from pykvm import layout
@@ -141,7 +140,7 @@ class Rig:
         """The slot number 1, 64 KiB behind RAM, which the guests call EXTRA."""
         memory = self._stack.enter_context(GuestMemory(_EXTRA_BYTES))
         memory.write(0, contents)
-        slot = replace(memory.slots[0], gpa=_MEMORY_BYTES, read_only=read_only)
+        slot = memory.slots[0]._replace(gpa=_MEMORY_BYTES, read_only=read_only)
         self.vm.set_memory_slot(1, slot, log_dirty=log_dirty)
         self._stack.callback(self.vm.delete_memory_slot, 1)
         return slot

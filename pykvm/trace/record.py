@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 from pykvm._native import ffi, lib
 from pykvm.exits import reason_name
 from pykvm.hypercall import CALLS
+from pykvm.value import value
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -45,7 +45,7 @@ class Call(NamedTuple):
         return f"{name}({given}){answer}"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class TraceRecord:
     """One exit. Times are CLOCK_MONOTONIC ns: KVM_RUN called, returned, and the guest going on.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
 
@@ -180,7 +179,7 @@ class Recorder:
             self._lines.close()
         if self._counter:
             self._counter.close()
-        self.result = replace(result, kvm_counts=self._counts) if result else None
+        self.result = result._replace(kvm_counts=self._counts) if result else None
         self.tracer.close(self.result)
 
     def __enter__(self) -> Self:

@@ -10,7 +10,6 @@ import json
 import socket
 import time
 from contextlib import suppress
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from pykvm.control import send_line
@@ -95,7 +94,7 @@ class _LinkSink:
             end = {"reason": str(result.reason), "exit_code": result.exit_code, "detail": result.detail}
             end["kvm_counts"] = dict(result.kvm_counts)
         with suppress(OSError):
-            send_line(self._link, {"end": end | {"stats": asdict(self._meanwhile.stats())}})
+            send_line(self._link, {"end": end | {"stats": self._meanwhile.stats()._asdict()}})
             self._link.shutdown(socket.SHUT_WR)
 
 

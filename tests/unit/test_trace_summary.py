@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from itertools import starmap
 from typing import TYPE_CHECKING
 
@@ -132,7 +131,7 @@ def test_what_must_agree_is_shown_with_its_parts() -> None:
     for number in range(5):
         summary.add(event(number))
     run = result(exits=9, entries=12, dropped_records=1)
-    run = replace(run, exits={"IO": 9}, kvm_counts={"exits": 20, "halts": 21})
+    run = run._replace(exits={"IO": 9}, kvm_counts={"exits": 20, "halts": 21})
     assert sums(summary, run) == [
         ("exits to userspace", "5 in the table + 1 dropped + 3 not selected = 9"),
         ("calls of KVM_RUN", "9 with an exit + 3 interrupted = 12"),
