@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,6 +53,8 @@ def all_guests() -> dict[str, Guest]:
 @lru_cache(maxsize=1)
 def _read_index(path: Path, _mtime_ns: int, _inode: int) -> dict[str, Guest]:
     """The index, read again when the file has changed: a program that makes many machines asks often."""
+    import json  # noqa: PLC0415 - a guest by its path needs no index
+
     index = json.loads(path.read_text())
     return {
         name: Guest(name, e["description"], e["images"], e["machine"], tuple(e["needs"]), e["expect"])

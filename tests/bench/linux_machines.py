@@ -19,6 +19,8 @@ from pykvm.lab.store import Store
 from pykvm.linux.initramfs import Job, build_initramfs
 from pykvm.linux.kit import kit
 
+from .installed import pykvm_command
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -107,7 +109,7 @@ def command(name: str, files: LinuxFiles, initrd: Path, devices: Devices) -> lis
     """The command line of the machine called `name`."""
     words = f"{_CMDLINE} {_PCI[name]}".rstrip()
     if name == "pykvm":
-        argv = [sys.executable, "-m", "pykvm", "run", str(files.vmlinux), "-q", "--memory", str(GUEST_BYTES)]
+        argv = [*pykvm_command(), "run", str(files.vmlinux), "-q", "--memory", str(GUEST_BYTES)]
         argv += ["--initrd", str(initrd), "--append", words]
         return argv + _ours(devices)
     machine = "microvm,rtc=on" if name == "QEMU microvm" else "pc"

@@ -17,6 +17,7 @@ from pykvm.result import EndReason
 
 from .figures import Figure
 from .floor import EXITS_PER_ROUND
+from .installed import pykvm_command
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -151,9 +152,7 @@ def _command_ms(command: list[str], caches: str) -> float:
 def command(samples: int, progress: Callable[[str], None]) -> list[Figure]:
     """`pykvm run 01_hello` beside a Python that does nothing."""
     nothing = [sys.executable, "-c", "pass"]
-    hello = [str(Path(sys.executable).parent / "pykvm"), "run", "--quiet", _GUEST]
-    if not Path(hello[0]).exists():
-        hello[:1] = [sys.executable, "-m", "pykvm"]
+    hello = [*pykvm_command(), "run", "--quiet", _GUEST]
     with tempfile.TemporaryDirectory(prefix="pykvm-bench-") as caches:
         _command_ms(hello, caches)
         pairs = []
