@@ -7,7 +7,7 @@ import os
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 
@@ -209,6 +209,24 @@ def resume(ctx: click.Context, container_id: str) -> None:
     from pykvm.oci import commands
 
     commands.resume(_states(ctx), container_id)
+
+
+@command.command()
+@click.option(
+    "-r",
+    "--resources",
+    type=click.File("rb"),
+    required=True,
+    help="The new limits, as OCI's linux.resources; - is stdin.",
+)
+@_id
+@click.pass_context
+def update(ctx: click.Context, resources: IO[bytes], container_id: str) -> None:
+    """Change the limits of a container."""
+    from pykvm.oci import commands
+    from pykvm.oci.bundle import resources_of
+
+    commands.update(_states(ctx), container_id, resources_of(resources))
 
 
 @command.command("exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})

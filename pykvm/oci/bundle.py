@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from pykvm.containers.limits import JSON_BYTES
 from pykvm.containers.seccomp import compile_filter
@@ -19,7 +19,7 @@ from pykvm.oci.state import OciError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Bundle", "Share", "hex_filter", "read_bundle"]
+__all__ = ["Bundle", "Share", "hex_filter", "read_bundle", "resources_of"]
 
 _ROOT_TAG = "root"
 _SHARES_MOST = 12  # a machine has 16 virtio devices, and needs some itself
@@ -38,9 +38,15 @@ class Share(NamedTuple):
 
 
 class Bundle(NamedTuple):
-    """What a container needs. `create` are the words of the agent's request, but for its name."""
+    """What a container needs. `create` are the words of the agent's request, but for its name.
+
+    `places` are where mounts go in its root, each with whether it is a file.
+    """
 
     path: Path
+    root: Path
+    is_read_only: bool
+    places: list[tuple[str, bool]]
     create: dict[str, Any]
     shares: list[Share]
     memory_bytes: int
@@ -70,7 +76,8 @@ def read_bundle(path: Path) -> Bundle:
         raise OciError(f"{where}: root.path: {folder} is no directory")
     linux = _object(config, "linux", where) if "linux" in config else {}
     shares = _Shares(where)
-    shares.tags[folder.resolve(), bool(root.get("readonly"))] = _ROOT_TAG
+    is_read_only = bool(root.get("readonly"))
+    shares.tags[folder.resolve(), is_read_only] = _ROOT_TAG
     mounts = [shares.mount(mount) for mount in config.get("mounts") or []]
     taken = {
         key: value for key, value in linux.items() if key not in ("seccomp", "cgroupsPath", "namespaces")
@@ -87,7 +94,18 @@ def read_bundle(path: Path) -> Bundle:
     annotations = {str(key): str(value) for key, value in (config.get("annotations") or {}).items()}
     memory, vcpus = _size(linux, annotations)
     hooks = {str(name): list(found) for name, found in (config.get("hooks") or {}).items()}
-    return Bundle(path, create, shares.all(), memory, vcpus, annotations, hooks)
+    return Bundle(
+        path,
+        folder,
+        is_read_only,
+        shares.places,
+        create,
+        shares.all(),
+        memory,
+        vcpus,
+        annotations,
+        hooks,
+    )
 
 
 def hex_filter(profile: Mapping[str, Any]) -> str:
@@ -95,13 +113,25 @@ def hex_filter(profile: Mapping[str, Any]) -> str:
     return compile_filter(dict(profile)).hex()
 
 
+def resources_of(file: IO[bytes]) -> dict[str, Any]:
+    """OCI's linux.resources from a file. Raises OciError."""
+    return _parsed(file, getattr(file, "name", "resources"))
+
+
 def _read(where: Path) -> dict[str, Any]:
     try:
-        if where.stat().st_size > JSON_BYTES:
-            raise OciError(f"{where}: it is larger than {JSON_BYTES} bytes")
-        found = json.loads(where.read_bytes())
+        with where.open("rb") as file:
+            return _parsed(file, where)
     except OSError as error:
         raise OciError(f"{where}: {error.strerror}; give the bundle's directory with --bundle") from None
+
+
+def _parsed(file: IO[bytes], where: object) -> dict[str, Any]:
+    data = file.read(JSON_BYTES + 1)
+    if len(data) > JSON_BYTES:
+        raise OciError(f"{where}: it is larger than {JSON_BYTES} bytes")
+    try:
+        found = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise OciError(f"{where}: it is no JSON: {error}") from None
     if not isinstance(found, dict):
@@ -141,6 +171,7 @@ class _Shares:
     def __init__(self, where: Path) -> None:
         self._where = where
         self.tags: dict[tuple[Path, bool], str] = {}
+        self.places: list[tuple[str, bool]] = []
 
     def all(self) -> list[Share]:
         return [Share(tag, folder, read_only) for (folder, read_only), tag in self.tags.items()]
@@ -152,6 +183,7 @@ class _Shares:
         options = [str(option) for option in mount.get("options") or []]
         kind = str(mount.get("type") or "bind")
         if kind in _MADE_HERE and not {"bind", "rbind"} & set(options):
+            self.places.append((mount["destination"], False))
             return dict(mount)
         if kind not in ("bind", "none", "virtiofs"):
             raise OciError(f"{self._where}: mounts: {mount['destination']}: the type {kind!r} is unknown")
@@ -159,6 +191,7 @@ class _Shares:
         if not source.exists():
             raise OciError(f"{self._where}: mounts: {mount['destination']}: {source} does not exist")
         folder, below = (source, "") if source.is_dir() else (source.parent, f"/{source.name}")
+        self.places.append((mount["destination"], bool(below)))
         key = folder, "ro" in options
         tag = self.tags.setdefault(key, f"share{len(self.tags)}")
         if len(self.tags) > _SHARES_MOST:

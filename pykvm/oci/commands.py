@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from pykvm.containers.calls import AgentError, AgentGoneError
 from pykvm.containers.dialling import connect_agent
 from pykvm.errors import PykvmError
+from pykvm.oci.places import make_places
 from pykvm.oci.process import Told, leave_behind, take_terminal, write_pid
 from pykvm.oci.state import AGENT, OciError, State, States
 from pykvm.oci.streams import Streams, open_console
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from pykvm.containers.calls import AgentClient
 
-__all__ = ["create", "delete", "execute", "kill", "pause", "resume", "signal_number", "start"]
+__all__ = ["create", "delete", "execute", "kill", "pause", "resume", "signal_number", "start", "update"]
 
 _ANSWER_S = 30.0
 _REACH_S = 10.0
@@ -55,6 +56,8 @@ def create(
         container_id, str(found.path), created=now, annotations=found.annotations, hooks=found.hooks
     )
     folder = states.add(state)
+    if found.is_read_only:  # for the machine, too
+        make_places(found.root, found.places)
     try:
         wanted = Wanted(found, kit(Store(), lambda _: None), console_socket, pid_file)
         leave_behind(lambda told: hold_container(states, state, wanted, told), folder / "machine.log")
@@ -109,6 +112,15 @@ def delete(states: States, container_id: str, *, force: bool = False) -> None:
     states.remove(container_id)
     with suppress(OciError):
         _hooks(replace(state, status="stopped"), "poststop")
+
+
+def update(states: States, container_id: str, resources: Mapping[str, Any]) -> None:
+    """Change its limits to those that `resources`, OCI's linux.resources, names."""
+    state = states.get(container_id)
+    if state.status not in ("created", "running", "paused"):
+        raise OciError(f"container {container_id} is {state.status}: it has no limits any more")
+    with _agent(states, state) as client:
+        _ask(client, "update", name=container_id, resources=dict(resources))
 
 
 def pause(states: States, container_id: str) -> None:

@@ -103,7 +103,14 @@ def bundle(tmp_path: Path) -> Path:
     return path
 
 
-def configure(bundle: Path, command: str, *, terminal: bool, mounts: tuple[dict[str, Any], ...] = ()) -> None:
+def configure(
+    bundle: Path,
+    command: str,
+    *,
+    terminal: bool,
+    mounts: tuple[dict[str, Any], ...] = (),
+    read_only: bool = False,
+) -> None:
     """A config.json in the form that podman writes."""
     process = {
         "terminal": terminal,
@@ -116,11 +123,13 @@ def configure(bundle: Path, command: str, *, terminal: bool, mounts: tuple[dict[
         {"destination": "/proc", "type": "proc", "source": "proc"},
         {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755"]},
         {"destination": "/dev/pts", "type": "devpts", "source": "devpts"},
+        {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": ["ro"]},
+        {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["ro"]},
     )
     config = {
         "ociVersion": "1.0.2",
         "process": process,
-        "root": {"path": "rootfs"},
+        "root": {"path": "rootfs", "readonly": read_only},
         "hostname": "inside",
         "mounts": [*usual, *mounts],
         "annotations": {"pykvm.memory": "320M"},
@@ -157,8 +166,9 @@ def test_a_container_from_create_to_delete(monitor: Monitor, bundle: Path) -> No
             "options": ["bind", "ro"],
         },
     )
-    command = "cat /etc/hosts; hostname >/out/name; read line; echo $line >&2; trap 'exit 9' TERM; echo up; "
-    configure(bundle, command + "while :; do sleep 1; done", terminal=False, mounts=mounts)
+    command = "cat /etc/hosts; hostname >/out/name; read line; echo $line >&2; trap 'exit 9' TERM; "
+    command += "echo x 2>/dev/null >/etc/x || echo up; while :; do sleep 1; done"
+    configure(bundle, command, terminal=False, mounts=mounts, read_only=True)
     pid_file, exec_pid = monitor.folder / "pid", monitor.folder / "exec-pid"
     (monitor.folder / "in").write_bytes(b"typed\n")
     files: dict[str, Any] = {f"std{name}": str(monitor.folder / name) for name in ("in", "out", "err")}
@@ -184,6 +194,9 @@ def test_a_container_from_create_to_delete(monitor: Monitor, bundle: Path) -> No
     assert monitor.status_of(exec_pid) == 4
     assert monitor.call("exec", "one", "echo", "in", "front") == "in front\n"
     monitor.call("exec", "one", "/no/such", status=127)
+    (monitor.folder / "resources").write_text(json.dumps({"memory": {"limit": 48 << 20}}))
+    monitor.call("update", f"--resources={monitor.folder / 'resources'}", "one")
+    assert monitor.call("exec", "one", "cat", "/sys/fs/cgroup/memory.max") == f"{48 << 20}\n"
     end = time.monotonic() + TIMEOUT_S
     while b"up" not in (monitor.folder / "out").read_bytes() and time.monotonic() < end:
         time.sleep(0.1)

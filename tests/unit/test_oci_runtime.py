@@ -16,6 +16,7 @@ from pykvm.cli.oci import main
 from pykvm.oci import commands
 from pykvm.oci.bundle import read_bundle
 from pykvm.oci.exec_process import wanted_process
+from pykvm.oci.places import make_places
 from pykvm.oci.process import Told, leave_behind
 from pykvm.oci.state import OciError, State, States, begin_of
 
@@ -138,6 +139,35 @@ def test_a_damaged_bundle_gets_one_line(bundle: Path, text: str) -> None:
 
 def _here(status: str = "running") -> State:
     return State("one", "/b", status, os.getpid(), begin_of(os.getpid()))
+
+
+def test_places_of_mounts_are_made_in_the_root_and_nowhere_else(tmp_path: Path) -> None:
+    """Directories and files that are missing; through no link and no .., and what is there stays."""
+    root = tmp_path / "root"
+    (root / "etc").mkdir(parents=True)
+    (root / "etc" / "hosts").write_text("kept")
+    (tmp_path / "out").mkdir()
+    (root / "link").symlink_to(tmp_path / "out")
+    (root / "file").symlink_to(tmp_path / "made")
+    wanted = [("/run/a/b", False), ("/etc/hosts", True), ("/etc/new/name", True), ("/link/x", False)]
+    wanted += [("/link", False), ("/file", True), ("/etc/../../out/y", False), ("/etc/hosts/z", False)]
+    make_places(root, wanted)
+    found = {str(path.relative_to(root)) for path in root.rglob("*")}
+    assert found == {"etc", "etc/hosts", "etc/new", "etc/new/name", "file", "link", "run", "run/a", "run/a/b"}
+    assert (root / "etc" / "hosts").read_text() == "kept"
+    assert (root / "etc" / "new" / "name").read_bytes() == b""
+    assert sorted(path.name for path in tmp_path.rglob("*") if root not in [path, *path.parents]) == ["out"]
+
+
+def test_limits_that_are_none_get_one_line(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file that is not there, or is no object."""
+    for text, what in ((None, "No such file"), ("[]", "is no object"), ("{", "is no JSON")):
+        if text is not None:
+            (tmp_path / "limits").write_text(text)
+        assert main(["--root", str(tmp_path / "s"), "update", "-r", str(tmp_path / "limits"), "x"]) != 0
+        assert what in capsys.readouterr().err
 
 
 def test_a_state_is_as_true_as_its_process(tmp_path: Path) -> None:
