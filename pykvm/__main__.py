@@ -2,7 +2,7 @@
 
 import sys
 
-from pykvm.cli import main
+from pykvm.cli import program
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(program())

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["COMMANDS", "main"]
+__all__ = ["COMMANDS", "main", "program"]
 
 # name -> one line for the list of commands; the command itself is `command` in pykvm/cli/NAME.py
 COMMANDS = {
@@ -33,6 +33,13 @@ COMMANDS = {
 # Objects made before the garbage collector looks at the young ones. Python's 700 has it look some 60 times
 # while a command's modules are imported, none of which is garbage: a tenth of the whole command's time.
 _GC_YOUNG = 50_000
+
+
+def program() -> int:
+    """What the command `pykvm` is: main() in a process that ends with it."""
+    status = main()
+    gc.freeze()  # all goes with the process: to look for garbage first is a tenth of a short run's time
+    return status
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
