@@ -56,7 +56,7 @@ __all__ = ["Machine", "MachineSpec"]
 _REST_S = 0.01
 _CTRL_D = b"\x04"
 _TERMINAL_READY = 0xC5
-_LOOK_S = (0.3, 1.0)  # how often to look whether the guest has halted for good; Linux more seldom
+_LOOK_S = (0.3, 8.0)  # how seldom to look whether the guest has halted for good; Linux is seldom looked at
 
 
 class Machine:
@@ -497,7 +497,7 @@ class Machine:
             irqchip=self.spec.has_irqchip,
             # Linux prints by devices, at once, and is seldom halted for good: an idle one is to be left alone
             listens=self._listens and not is_linux,
-            look_s=_LOOK_S[is_linux],
+            longest_look_s=_LOOK_S[is_linux],
             timeout=timeout,
         )
         self._tracing.begin()

@@ -28,7 +28,8 @@ class Supervisor:
     Ticks take vCPU 0 out of KVM_RUN, as often as there is something to do: hand output on to a listener,
     end the run at its time limit, look for halts. With an in-kernel irqchip a HLT waits inside KVM. If every
     vCPU halts with interrupts off, nothing can wake the guest again: that is the end `halt`, not a hang.
-    Three looks in a row, 300 ms apart, must agree.
+    Three looks in a row, 300 ms apart, must agree. Where a look may wake a guest that only idles, each that
+    sees life doubles the time to the next, up to `longest_look_s`.
     """
 
     def __init__(
@@ -40,7 +41,7 @@ class Supervisor:
         irqchip: bool,
         listens: bool,
         timeout: float | None,
-        look_s: float = _LOOK_S,
+        longest_look_s: float = _LOOK_S,
     ) -> None:
         """`drain` empties all rings; `irqchip`: a HLT stays in the kernel; `listens`: output is awaited.
 
@@ -52,8 +53,10 @@ class Supervisor:
         self._ending = ending
         self._drain = drain
         self._looks_for_halts = irqchip
-        self._interval_s = min([_OUTPUT_S] * listens + [look_s] * irqchip, default=0.0)
-        self._look_s = look_s
+        self._listens = listens
+        self._look_s = _LOOK_S
+        self._longest_look_s = longest_look_s
+        self._ticks: Ticks | None = None
         self._timeout = timeout
         self._deadline = self._next_look = time.monotonic()
         self._dead_looks = 0
@@ -70,18 +73,20 @@ class Supervisor:
         try:
             for runner in others:
                 runner.start()
-            with Ticks(self._first_tick_s(), self._interval_s):
+            with Ticks(*self._ticks_s(now)) as self._ticks:
                 first.run(self.tick)
         except KeyboardInterrupt:
             self._ending.finish(EndReason.INTERRUPTED)
         finally:
             self.stop()
 
-    def _first_tick_s(self) -> float | None:
-        """When the first tick is due for one of them to fall on the time limit."""
-        if self._timeout is None or not self._interval_s:
-            return self._timeout
-        return self._timeout % self._interval_s or self._interval_s
+    def _ticks_s(self, now: float) -> tuple[float | None, float]:
+        """When the first tick is due for one of them to fall on the time limit, and how often they are."""
+        interval_s = min([_OUTPUT_S] * self._listens + [self._look_s] * self._looks_for_halts, default=0.0)
+        if self._timeout is None:
+            return None, interval_s
+        left_s = max(self._deadline - now, 0.0)
+        return (left_s % interval_s or interval_s) if interval_s else left_s, interval_s
 
     def is_over(self) -> bool:
         """Whether the run is to end; the time limit is looked at. From any thread."""
@@ -94,8 +99,8 @@ class Supervisor:
         self._drain()
         now = time.monotonic()
         if not self.is_over() and self._looks_for_halts and now >= self._next_look:
-            self._next_look = now + self._look_s
             self._look_for_dead_halt()
+            self._next_look = now + self._look_s
 
     def _look_for_dead_halt(self) -> None:
         """Judge vCPU 0 now and the others by what the last kick found, then kick those for the next look."""
@@ -107,6 +112,12 @@ class Supervisor:
             return
         for runner in others:
             runner.vcpu.kick()
+        self._look_again_in(_LOOK_S if dead else min(2 * self._look_s, self._longest_look_s))
+
+    def _look_again_in(self, look_s: float) -> None:
+        if look_s != self._look_s and self._ticks:
+            self._look_s = look_s
+            self._ticks.restart(*self._ticks_s(time.monotonic()))
 
     def stop(self) -> None:
         """Kick every vCPU until its thread has ended; full rings are drained meanwhile.

@@ -62,22 +62,31 @@ class Ticks:
     """
 
     def __init__(self, first_s: float | None, interval_s: float) -> None:
-        self._interval_s = interval_s or _TICK_S
-        self._first_s = min(t for t in (first_s, interval_s or None, _LONGEST_S) if t is not None)
-        self._is_wanted = first_s is not None or interval_s > 0
+        self._times_s = first_s, interval_s
         self._timer = -1
 
     def __enter__(self) -> Self:
-        if self._is_wanted:
-            _kick_signal()  # or the first tick ends the process
-            self._timer = lib.tick_start(max(int(self._first_s * 1e9), 1), int(self._interval_s * 1e9))
-            if self._timer < 0:
-                raise KvmError(-self._timer, "timer_create")
+        self.restart(*self._times_s)
         return self
 
-    def __exit__(self, *exc: object) -> None:
+    def restart(self, first_s: float | None, interval_s: float) -> None:
+        """Tick by these times from now on; only in the thread that has entered."""
+        self._stop()
+        if first_s is None and not interval_s > 0:
+            return
+        _kick_signal()  # or the first tick ends the process
+        first_s = min(t for t in (first_s, interval_s or None, _LONGEST_S) if t is not None)
+        self._timer = lib.tick_start(max(int(first_s * 1e9), 1), int((interval_s or _TICK_S) * 1e9))
+        if self._timer < 0:
+            raise KvmError(-self._timer, "timer_create")
+
+    def _stop(self) -> None:
         if self._timer >= 0:
             lib.tick_stop(self._timer)
+        self._timer = -1
+
+    def __exit__(self, *exc: object) -> None:
+        self._stop()
 
 
 class Vcpu:

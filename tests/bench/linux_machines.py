@@ -30,7 +30,7 @@ GUEST_BYTES = 256 << 20
 MACHINES = ("pykvm", "QEMU microvm", "QEMU pc")
 """The microvm gets a clock chip (rtc=on): without one this kernel asks for it 20,000 times."""
 _HERE = Path(__file__).parent
-_CMDLINE = "console=ttyS0 quiet panic=-1 cryptomgr.notests"  # what `pykvm run linux` says, too
+_CMDLINE = "console=ttyS0 quiet panic=-1 cryptomgr.notests tsc=nowatchdog"  # as `pykvm run linux` says, too
 _PCI = {
     "pykvm": "pci=conf1",
     "QEMU microvm": "pci=off",

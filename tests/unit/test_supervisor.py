@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import pytest
 
@@ -70,6 +70,7 @@ def make(
     drain: Callable[[], None] = lambda: None,
     irqchip: bool = False,
     timeout: float | None = None,
+    **more: float,
 ) -> tuple[Supervisor, Ending]:
     ending = Ending(lambda: None)
     found = Supervisor(
@@ -79,6 +80,7 @@ def make(
         irqchip=irqchip,
         listens=False,
         timeout=timeout,
+        **more,
     )
     return found, ending
 
@@ -171,6 +173,44 @@ def test_a_halt_for_good_needs_every_vcpu_and_three_looks_in_a_row(
     pair[1].kicks_left = len(looks) + 1  # one of each look, and the last
     supervisor.run()
     assert (ending.reason is EndReason.HALT) == is_halt
+
+
+class FakeTicks:
+    """The times that the supervisor asked for."""
+
+    def __init__(self) -> None:
+        self.times_s: list[tuple[float | None, float]] = []
+
+    def starting_with(self, first_s: float | None, interval_s: float) -> Self:
+        self.restart(first_s, interval_s)
+        return self
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        pass
+
+    def restart(self, first_s: float | None, interval_s: float) -> None:
+        self.times_s.append((first_s, interval_s))
+
+
+def test_who_lives_is_looked_at_ever_more_seldom(clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice the time after each look up to the longest, 0.3 s once it seems dead; a limit is kept to."""
+    ticks = FakeTicks()
+    monkeypatch.setattr(supervisor_module, "Ticks", ticks.starting_with)
+
+    def loop(tick: Callable[[], None]) -> None:
+        for is_dead in (False, False, False, True, False):
+            clock.now += ticks.times_s[-1][1]
+            runner.is_dead = is_dead
+            tick()
+
+    runner = FakeRunner(loop)
+    supervisor, _ = make(runner, irqchip=True, longest_look_s=1.0, timeout=100.05)
+    supervisor.run()
+    assert [interval for _, interval in ticks.times_s] == [0.3, 0.6, 1.0, 0.3, 0.6]
+    assert [round(first or 0, 2) for first, _ in ticks.times_s] == [0.15, 0.15, 0.15, 0.25, 0.25]
 
 
 def test_without_an_irqchip_nobody_looks_for_halts(clock: FakeClock) -> None:
