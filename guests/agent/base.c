@@ -7,6 +7,9 @@
 void *memcpy(void *to, const void *from, size_t size)
 {
 	void *at = to;
+	size_t words = size / 8;
+	size %= 8;
+	__asm__ volatile("rep movsq" : "+D"(at), "+S"(from), "+c"(words) : : "memory"); /* an emulated CPU takes each by itself */
 	__asm__ volatile("rep movsb" : "+D"(at), "+S"(from), "+c"(size) : : "memory");
 	return to;
 }

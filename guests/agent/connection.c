@@ -190,8 +190,8 @@ struct stream *stream_out(struct connection *connection, uint32_t id, uint8_t nu
 static void took(struct stream *stream, uint32_t size)
 {
 	uint32_t more = stream->taken += size;
-	if (more < WINDOW / 2 && stream->held_bytes)
-		return;
+	if (more < WINDOW / 4)
+		return; /* a frame for each piece would cost as much as the piece */
 	stream->taken = 0;
 	stream->credit += more;
 	send_frame(stream->connection, CREDIT, stream->number, stream->id, &more, sizeof more);

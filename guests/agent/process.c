@@ -7,7 +7,7 @@
 #include <linux/wait.h>
 
 enum { AF_UNIX = 1, SOCK_SEQPACKET = 5, SOCK_CLOEXEC = O_CLOEXEC, MSG_DONTWAIT = 0x40, MSG_NOSIGNAL = 0x4000, MSG_CMSG_CLOEXEC = 0x40000000 };
-enum { SOL_SOCKET = 1, SCM_RIGHTS = 1, MESSAGE_MOST = 4096, PTMX = 0x502 };
+enum { SOL_SOCKET = 1, SCM_RIGHTS = 1, MESSAGE_MOST = 4096, PTMX = 0x502, PIPE_BYTES = 1 << 18 };
 
 struct piece { void *at; size_t size; };
 struct message {
@@ -129,6 +129,7 @@ static long open_ends(const struct spawn *how, int ends[3], int mine[3])
 		if (!wanted[n] || how->terminal)
 			continue;
 		TRY("pipe2", "a stream between the process and the host", SYS(pipe2, both, O_CLOEXEC), "stream %d", n);
+		SYS(fcntl, both[0], F_SETPIPE_SZ, PIPE_BYTES); /* fewer turns between the process and us; else it is smaller */
 		ends[n] = both[n ? 1 : 0];
 		mine[n] = both[n ? 0 : 1];
 		if (n == 0)

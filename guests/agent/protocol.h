@@ -8,12 +8,12 @@
  *     │ size  │ kind │ stream │ zero │ id    │ size bytes …  │
  *     └───────┴──────┴────────┴──────┴───────┴───────────────┘
  *
- *   HELLO    agent → host, the first frame: {"protocol":1,"agent":"1","kernel":"6.1.0-…","window":65536}
+ *   HELLO    agent → host, the first frame: {"protocol":1,"agent":"1","kernel":"6.1.0-…","window":262144}
  *   REQUEST  host → agent: {"op":…}. The host chooses `id`, not 0, unique among what lives on this connection.
  *   ANSWER   agent → host: the one answer to a request: an object with what it asked for, or
  *            {"error":{"errno":2,"step":"execve","text":"execve /bin/x: no such file or directory (errno 2)"}}
  *   EVENT    agent → host: {"event":…} about the container, process or transfer that request `id` made
- *   DATA     bytes of a stream of request `id`, at most DATA_MOST; an empty one is the end of that stream
+ *   DATA     bytes of a stream of request `id`, at most DATA_MOST, so that a frame is a packet of the vsock; an empty one is the end of that stream
  *   CREDIT   u32: so many more bytes of that stream may be sent. Each stream starts with a credit: OUT_WINDOW bytes for
  *            those from the agent, WINDOW for those to it. Who gets more than was allowed ends the connection.
  *   CLOSE    the receiver of a stream wants no more of it; the agent closes its end (a writer gets SIGPIPE)
@@ -109,7 +109,7 @@
 #define AGENT_VERSION "1"
 enum { AGENT_PORT = 1024, PROTOCOL = 1 };
 enum kind { HELLO = 'H', REQUEST = 'R', ANSWER = 'A', EVENT = 'E', DATA = 'D', CREDIT = 'W', CLOSE = 'C' };
-enum { WINDOW = 65536, OUT_WINDOW = 1 << 20, DATA_MOST = 32768, REQUEST_MOST = 1 << 20, ANSWER_MOST = 1 << 20 };
+enum { WINDOW = 262144, OUT_WINDOW = 1048576, DATA_MOST = 65524, REQUEST_MOST = 1 << 20, ANSWER_MOST = 1 << 20 };
 enum { STREAM_IN = 0, STREAM_OUT = 1, STREAM_ERR = 2, STREAMS = 3 };
 
 struct frame {

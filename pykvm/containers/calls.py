@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from pykvm.containers.wire import (
     DATA_MOST,
+    OUT_WINDOW,
     PROTOCOL,
     STREAM_IN,
     WINDOW,
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["AgentClient", "AgentError", "AgentGoneError", "Call", "Data"]
 
 _HELLO_S = 60.0
-_RECEIVE = 1 << 16
+_RECEIVE = 1 << 18
 
 
 class AgentError(PykvmError):
@@ -66,6 +67,7 @@ class Call:
         self._answer: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self._items: queue.SimpleQueue[Data | dict[str, Any] | None] = queue.SimpleQueue()
         self._credit = WINDOW
+        self._owed = [0, 0, 0]  # bytes of each stream that were taken, and the agent does not know
         self._room = threading.Condition()
         self._is_closed = False
 
@@ -84,12 +86,19 @@ class Call:
         return found
 
     def __iter__(self) -> Iterator[Data | dict[str, Any]]:
-        """Data and events as they come; a stream's credit is renewed when the next one is asked for."""
+        """Data and events as they come; a stream's credit is renewed as they are taken, in large pieces."""
         while (item := self._items.get()) is not None:
             yield item
             if isinstance(item, Data) and item.data:
-                self._client.send(encode_credit(self.id, item.stream, len(item.data)))
+                self._took(item)
         self._items.put(None)
+
+    def _took(self, item: Data) -> None:
+        owed = self._owed[item.stream] + len(item.data)
+        if owed >= OUT_WINDOW // 4:  # a frame for each would cost as much as the data
+            self._client.send(encode_credit(self.id, item.stream, owed))
+            owed = 0
+        self._owed[item.stream] = owed
 
     def so_far(self) -> list[Data | dict[str, Any]]:
         """What has come and nobody has taken, without waiting."""

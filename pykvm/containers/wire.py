@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ANSWER_MOST",
     "DATA_MOST",
+    "OUT_WINDOW",
     "PORT",
     "PROTOCOL",
     "REQUEST_MOST",
@@ -37,8 +38,9 @@ __all__ = [
 
 PORT = 1024
 PROTOCOL = 1
-WINDOW = 65536
-DATA_MOST = 32768
+WINDOW = 1 << 18
+OUT_WINDOW = 1 << 20
+DATA_MOST = 65524  # with its header one packet of a vsock
 REQUEST_MOST = ANSWER_MOST = 1 << 20
 STREAM_IN, STREAM_OUT, STREAM_ERR = range(3)
 
@@ -117,7 +119,7 @@ class Decoder:
     """Frames out of a stream that comes in any pieces."""
 
     def __init__(self) -> None:
-        self._held = bytearray()
+        self._held = b""
 
     @property
     def is_between(self) -> bool:
@@ -126,10 +128,10 @@ class Decoder:
 
     def feed(self, data: bytes) -> list[AgentFrame]:
         """The frames that are whole now. Raises AgentWireError for what is none."""
-        self._held += data
+        held = memoryview(self._held + data if self._held else data)
         frames, at = [], 0
-        while len(self._held) - at >= _HEADER.size:
-            size, number, stream, zero, request = _HEADER.unpack_from(self._held, at)
+        while len(held) - at >= _HEADER.size:
+            size, number, stream, zero, request = _HEADER.unpack_from(held, at)
             try:
                 kind = Kind(number)
             except ValueError:
@@ -137,9 +139,9 @@ class Decoder:
             if zero or stream > STREAM_ERR or size > _MOST.get(kind, ANSWER_MOST):
                 raise AgentWireError(f"the agent sent a damaged {kind.name}: {size} bytes, stream {stream}")
             end = at + _HEADER.size + size
-            if end > len(self._held):
+            if end > len(held):
                 break
-            frames.append(AgentFrame(kind, request, stream, bytes(self._held[at + _HEADER.size : end])))
+            frames.append(AgentFrame(kind, request, stream, bytes(held[at + _HEADER.size : end])))
             at = end
-        del self._held[:at]
+        self._held = bytes(held[at:])
         return frames

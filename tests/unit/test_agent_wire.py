@@ -90,6 +90,6 @@ def test_the_agent_has_the_same_numbers() -> None:
     for kind in Kind:
         assert found[kind.name] == f"'{chr(kind)}'"
     assert int(found["AGENT_PORT"]) == wire.PORT
-    for name in ("PROTOCOL", "WINDOW", "DATA_MOST", "STREAM_IN", "STREAM_OUT", "STREAM_ERR"):
+    for name in ("PROTOCOL", "WINDOW", "OUT_WINDOW", "DATA_MOST", "STREAM_IN", "STREAM_OUT", "STREAM_ERR"):
         assert int(found[name]) == getattr(wire, name)
     assert found["REQUEST_MOST"] == found["ANSWER_MOST"] == "1 << 20"

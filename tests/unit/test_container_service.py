@@ -25,6 +25,7 @@ from pykvm.containers.run_options import RunOptions
 from pykvm.containers.service import Service
 from pykvm.containers.talk import ServicePeer, converse
 from pykvm.containers.users import User
+from pykvm.containers.wire import DATA_MOST
 from pykvm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -50,6 +51,9 @@ def add(store: ContainerStore, record: Record, **options: Any) -> Record:
     )
 
 
+PIECES = 5  # just more than a quarter of the window
+
+
 def hello(process: FakeProcess) -> None:
     process.write(1, b"hello\n")
     process.write(2, b"\xff\0oops")
@@ -70,8 +74,15 @@ def forever(process: FakeProcess) -> None:
     process.write(1, b"still here\n")
 
 
+def much(process: FakeProcess) -> None:
+    for _ in range(PIECES):
+        process.write(1, bytes(DATA_MOST))
+    process.write(1, b"last")
+
+
 PROGRAMS: dict[str, Callable[[FakeProcess], None]] = {
     "hello": hello,
+    "much": much,
     "cat": cat,
     "wait": wait_for_signal,
     "forever": forever,
@@ -324,7 +335,7 @@ def test_logs_keep_bytes_turn_over_and_end_where_they_were_cut(tmp_path: Path) -
 
 
 def test_the_client_sorts_answers_and_errors(rig: Rig) -> None:
-    """An error says its step; requests cross; a slow taker gets no more credit than he has taken."""
+    """An error says its step; requests cross; a slow taker gives no more credit than he has taken."""
     client = rig.service._client
     assert client
     with pytest.raises(AgentError) as caught:
@@ -332,11 +343,13 @@ def test_the_client_sorts_answers_and_errors(rig: Rig) -> None:
     assert (caught.value.errno, caught.value.step) == (3, "signal")
     rig.agent.answers["stats"] = {"files": {}}
     assert client.ask("stats", 10, name="x") == {"files": {}}
-    call = client.open("create", name="slow", config={"process": {"args": ["hello"]}})
+    call = client.open("create", name="slow", config={"process": {"args": ["much"]}})
     assert call.answer(10)["pid"] == 42
     items = iter(call)
-    assert next(items) == Data(1, b"hello\n")
-    assert call.id not in rig.agent.credit
-    next(items)
+    for _ in range(PIECES):
+        assert next(items) == Data(1, bytes(DATA_MOST))
     client.ask("list", 10)
-    assert rig.agent.credit[call.id] == 6
+    assert call.id not in rig.agent.credit  # the last one is still in use
+    assert next(items) == Data(1, b"last")
+    client.ask("list", 10)
+    assert rig.agent.credit[call.id] == PIECES * DATA_MOST

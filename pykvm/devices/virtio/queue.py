@@ -113,10 +113,12 @@ class Chain:
             raise _error(-done)
         return done
 
-    def send(self, fd: int, at: int) -> None:
-        """Write what can be read, from offset `at` on, as one frame. Raises OSError."""
-        if (done := lib.chain_send(self._store, at, fd)) < 0:
+    def send(self, fd: int, at: int) -> int:
+        """Write what can be read, from `at` on, as one frame: how much a stream took. Raises OSError."""
+        done: int = lib.chain_send(self._store, at, fd)
+        if done < 0:
             raise _error(-done)
+        return done
 
     def take_store(self) -> Any:
         """Leave the chain empty: Queue uses what it stood in again."""

@@ -20,7 +20,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple
 
 from pykvm.devices.virtio.device import VirtioDevice
-from pykvm.devices.virtio.queue import Chain, QueueError, split
+from pykvm.devices.virtio.queue import Chain, QueueError
 from pykvm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -240,38 +240,54 @@ class Vsock(VirtioDevice):
                 stream.sock.shutdown(socket.SHUT_WR)
 
     def _forward(self, key: tuple[int, int]) -> None:
-        """Read what the host's program sends, straight into the guest's buffer."""
+        """Read what the host's program sends into the guest's buffers, of which each is a packet.
+
+        Linux gives small ones (4 KiB): what there is to read goes into many of them at once.
+        """
         stream = self._connections[key]
         if not stream.is_open or stream.is_read or not stream.credit or self._pending:
             return
-        queue = self.queues[_RECEIVE]
-        chain = self._buffer()
-        if chain is None:
+        chains = self._buffers(min(stream.credit, _PACKET_BYTES))
+        if not chains:
             return
-        _, room = split(chain.writable, HEADER.size)
-        pieces, left = [], min(stream.credit, _PACKET_BYTES)
-        for piece in room:
-            pieces.append(piece[:left])
-            left -= len(pieces[-1])
-            if not left:
-                break
+        room = sum(chain.writable_bytes - HEADER.size for chain in chains)
         try:
-            size = stream.sock.recvmsg_into(pieces)[0]
+            data = stream.sock.recv(min(stream.credit, _PACKET_BYTES, room))
         except BlockingIOError:
-            queue.take_back(chain)
+            self._take_back(chains)
             return
         except OSError:
-            queue.take_back(chain)
+            self._take_back(chains)
             self._reset(key)
             return
-        if not size:
-            queue.take_back(chain)
+        if not data:
+            self._take_back(chains)
             stream.is_read = True
             self._tell(key, Op.SHUTDOWN, _NO_MORE_SEND)
             return
-        stream.sent += size
-        chain.write(self._header(_Packet(*key, Op.RW), size))
-        queue.push(chain, HEADER.size + size)
+        stream.sent += len(data)
+        at = 0
+        while at < len(data):
+            chain = chains.popleft()
+            piece = data[at : at + chain.writable_bytes - HEADER.size]
+            chain.write(self._header(_Packet(*key, Op.RW), len(piece)) + piece)
+            self.queues[_RECEIVE].push(chain, HEADER.size + len(piece))
+            at += len(piece)
+        self._take_back(chains)
+
+    def _buffers(self, wanted: int) -> deque[Chain]:
+        """Buffers of the driver's for so many bytes, or as many as it has."""
+        found: deque[Chain] = deque()
+        while wanted > 0 and (chain := self._buffer()):
+            found.append(chain)
+            wanted -= chain.writable_bytes - HEADER.size
+        return found
+
+    def _take_back(self, chains: deque[Chain]) -> None:
+        """They come again next time, the first one first."""
+        self._has_room |= bool(chains)
+        while chains:
+            self.queues[_RECEIVE].take_back(chains.pop())
 
     # ---- packets to the guest
 
@@ -323,9 +339,8 @@ class Vsock(VirtioDevice):
         source, target, guest_port, host_port, size, kind, op, flags, room, forwarded = HEADER.unpack(head)
         key = host_port, guest_port
         stream = self._connections.get(key)
-        _, data = split(chain.readable, HEADER.size)
         is_right = (source, target, kind) == (self._cid, HOST_CID, _STREAM)
-        if not is_right or size > sum(map(len, data)) or size > _BUFFER_BYTES:
+        if not is_right or size > chain.readable_bytes - HEADER.size or size > _BUFFER_BYTES:
             if op != Op.RST and is_right:
                 self._tell(key, Op.RST)
             return
@@ -337,7 +352,7 @@ class Vsock(VirtioDevice):
             if op != Op.RST:
                 self._tell(key, Op.RST)
         elif op == Op.RW:
-            self._write(key, b"".join(data)[:size])
+            self._write(key, chain, size)
         else:
             self._control(key, op, flags)
 
@@ -358,12 +373,18 @@ class Vsock(VirtioDevice):
         stream.peer_room, stream.peer_forwarded = room, forwarded
         self._tell(key, Op.RESPONSE)
 
-    def _write(self, key: tuple[int, int], data: bytes) -> None:
+    def _write(self, key: tuple[int, int], chain: Chain, size: int) -> None:
+        """Hand the guest's bytes on, from its memory if the host's program takes them at once."""
         stream = self._connections[key]
-        if not stream.is_open or stream.half_ends or len(stream.out) + len(data) > _BUFFER_BYTES:
+        if not stream.is_open or stream.half_ends or len(stream.out) + size > _BUFFER_BYTES:
             self._reset(key)  # more than it was told that there is room for
             return
-        stream.out += data
+        done = 0
+        if not stream.out and chain.readable_bytes == HEADER.size + size:
+            with suppress(OSError):  # of which _flush() hears again
+                done = chain.send(stream.sock.fileno(), HEADER.size)
+        stream.forwarded += done
+        stream.out += chain.read(size - done, HEADER.size + done)
         self._flush(key)
 
     def _control(self, key: tuple[int, int], op: int, flags: int) -> None:
