@@ -218,9 +218,14 @@ class _Writer:
         self._emit(tail)
 
     def _store_tail(self, node: _Inode, tail: bytes) -> None:
+        """What is all of a small file stands beside its inode, and is read with it.
+
+        The end of a larger one follows its blocks, although that takes half a block more on average: the
+        kernel reads blocks of inodes one by one, the blocks of a file together.
+        """
         if not tail:
             return
-        if INODE_BYTES + len(node.body) + len(tail) > BLOCK_BYTES:
+        if INODE_BYTES + len(node.body) + len(tail) > BLOCK_BYTES or node.size_bytes > len(tail):
             node.place = node.place or self._next_block
             self._emit(tail)
             return

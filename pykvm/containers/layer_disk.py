@@ -117,6 +117,16 @@ class LayerDisk:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def place(self, at: int, size: int) -> tuple[int, int] | None:
+        """The descriptor and the offset of [at, at + size) in a layer's file, if that has all of them."""
+        laid = self._laid
+        number = bisect_right(laid.starts, at) - 1
+        if number < 0:
+            return None
+        extent = laid.extents[number]
+        inside = at - extent.at
+        return (self._fds[number], inside) if inside + size <= extent.size_bytes else None
+
     def read(self, pieces: Sequence[memoryview], at: int) -> None:
         """Fill `pieces` from offset `at` on. Raises OSError, EINVAL for what is not on the disk."""
         for piece in pieces:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import stat
 import struct
 import tarfile
@@ -108,6 +109,14 @@ def test_sizes_around_every_edge(size: int) -> None:
     found = files_of(entry("a", data[:size]), entry("b", b"!" + data[: max(size - 1, 0)]))
     assert found["a"].data == data[:size]
     assert found["b"].data[1:] == data[: max(size - 1, 0)]
+
+
+def test_a_large_file_is_in_one_piece_and_a_small_one_beside_its_inode() -> None:
+    """One read is enough for either: the last part of a file is not apart from its blocks."""
+    data = bytes(at % 251 for at in range(3 * 4096 + 700))
+    assert data in image_of(layer(entry("large", data), entry("small", b"small" * 100)))
+    small = layer(*(entry(f"small{at}", b"%d" % at * 100) for at in range(10)))
+    assert len(image_of(small)) == 2 * 4096  # the superblock, and all else
 
 
 def test_holes_take_no_room() -> None:
@@ -228,6 +237,11 @@ def test_one_disk_has_all_layers_and_copies_none(tmp_path: Path) -> None:
             (len(whole) - 9, 9),
         ):
             assert disk.bytes_at(at, size) == whole[at : at + size]
+        for extent in disk.extents:
+            fd, at = disk.place(extent.at + 5, extent.size_bytes - 5) or (-1, 0)
+            assert os.pread(fd, 10, at) == disk.bytes_at(extent.at + 5, 10)
+            assert disk.place(extent.at + 5, extent.size_bytes - 4) is None
+        assert disk.place(512, 512) is None
         pieces = [memoryview(bytearray(4096)), memoryview(bytearray(100))]
         disk.read(pieces, 1 << 20)
         assert b"".join(pieces) == whole[1 << 20 : (1 << 20) + 4196]

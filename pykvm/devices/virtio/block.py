@@ -58,7 +58,8 @@ class Backend(Protocol):
     """Where a disk's bytes are. Offsets and sizes in bytes; errors are OSErrors.
 
     Every range asked for lies inside `size_bytes`. A backend that is one file, byte for byte, may have its
-    descriptor as the attribute `fd`: reads and writes go straight there then.
+    descriptor as the attribute `fd`: reads and writes go straight there then. One that is made of several
+    files may have a method `place(at, size)`: the descriptor and offset of those bytes, if one file has all.
     """
 
     is_read_only: bool
@@ -103,6 +104,8 @@ class Block(VirtioDevice):
         self.name = f"disk {serial}" if serial else "disk"
         self.backend = backend
         self._fd: int = getattr(backend, "fd", -1)
+        self._place: Callable[[int, int], tuple[int, int] | None]
+        self._place = getattr(backend, "place", lambda _at, _size: None)
         self._on_error = on_error
         self._told: set[int] = set()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -197,6 +200,8 @@ class Block(VirtioDevice):
         at = self._range(sector, size)
         if self._fd >= 0:
             chain.fill(self._fd, at, size)
+        elif place := self._place(at, size):
+            chain.fill(*place, size)
         else:
             self.backend.read(split(chain.writable, size)[0], at)
         return size
