@@ -14,7 +14,7 @@ BUILT_FROM := pyproject.toml pykvm/_build.py pykvm/toolchain.py pykvm/ioctls.py 
 	$(wildcard pykvm/*.c pykvm/*.h) $(shell find guests firmware -type f -not -name '*.md')
 READY := $(VENV)/ready
 
-.PHONY: demo test test-unit test-native test-lab test-one lint bench bench-linux fuzz guests clean setup help
+.PHONY: demo test test-unit test-native test-lab test-one lint bench bench-linux bench-containers fuzz guests clean setup help
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -66,6 +66,9 @@ bench: $(READY) ## figures, as ratios against a C floor in the same run; LAB=amd
 
 bench-linux: $(READY) ## Linux guests beside QEMU's machines, all in the AMD lab; PARTS='linux-boot linux-block' for some
 	$(BIN)/python -m tests.bench $(or $(PARTS),linux) --lab amd $(if $(JSON),--json $(JSON))
+
+bench-containers: $(READY) ## containers beside crun and runc in one guest in the AMD lab; QUICK=1, PARTS='guest-starts …' for less
+	$(BIN)/python -m tests.bench $(or $(PARTS),containers guest) --lab amd $(if $(QUICK),--quick) $(if $(JSON),--json $(JSON))
 
 fuzz: $(READY) ## hostile drivers against every virtio device, for ten minutes or SECONDS; a case repeats by its seed
 	$(BIN)/python -m tests.fuzz --seconds $(or $(SECONDS),600) $(if $(SEED),--seed $(SEED))

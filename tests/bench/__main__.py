@@ -17,6 +17,7 @@ from pykvm.kvm import Kvm
 
 from . import measure, traces
 from .calls import calls
+from .container_guest import GUEST_PARTS, container_guest
 from .containers import containers
 from .figures import Figure, as_json, as_table, figures_in, read_baseline
 from .floor import Programs
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 # what is short comes before what leaves a heap behind
 _PARTS = ("exits", "lifecycle", "command", "memory", "calls", "traces", "leaks", "containers")
 _NO_KVM = ("containers",)  # what a lab would only make slow
+_GUEST = ("guest", *(f"guest-{part}" for part in GUEST_PARTS))  # minutes, too
 _LINUX = ("linux", *(f"linux-{part}" for part in LINUX_PARTS))  # minutes; only if they are asked for
 
 
@@ -42,7 +44,8 @@ def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
         "parts",
         nargs="*",
         metavar="PART",
-        help=f"only these: {', '.join(_PARTS)}; or, beside QEMU: {', '.join(_LINUX)}",
+        help=f"only these: {', '.join(_PARTS)}; or, beside QEMU: {', '.join(_LINUX)}; or, beside crun "
+        f"and runc: {', '.join(_GUEST)}",
     )
     parser.add_argument("--quick", action="store_true", help="few and short measurements")
     parser.add_argument(
@@ -63,10 +66,9 @@ def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--progress", action="store_true", help=argparse.SUPPRESS)
     found = parser.parse_args(words)
-    if unknown := set(found.parts) - {*_PARTS, *_LINUX}:
-        parser.error(
-            f"there is no part {', '.join(sorted(unknown))}; there are {', '.join((*_PARTS, *_LINUX))}"
-        )
+    there = (*_PARTS, *_LINUX, *_GUEST)
+    if unknown := set(found.parts) - {*there}:
+        parser.error(f"there is no part {', '.join(sorted(unknown))}; there are {', '.join(there)}")
     return found
 
 
@@ -93,6 +95,9 @@ def _measure(
     if only := [part.removeprefix("linux-") for part in parts if part in _LINUX]:
         everything = () if "linux" in only else only
         found += linux(1 if quick else 3, programs.folder, progress, everything)
+    if only := [part.removeprefix("guest-") for part in parts if part in _GUEST]:
+        everything = () if "guest" in only else only
+        found += container_guest(1 if quick else 3, programs.folder, progress, everything)
     return found
 
 
@@ -111,18 +116,30 @@ def _files(options: argparse.Namespace) -> list[Path]:
     return [path for path in wanted if path and path != Path("-")]
 
 
+def _take_in_lab(
+    options: argparse.Namespace, progress: Callable[[str], None]
+) -> tuple[list[Figure], str, str]:
+    """As _take(); what needs no KVM is measured here, if it is asked for."""
+    here = [part for part in options.parts if part in _NO_KVM]
+    parts = [part for part in options.parts or _PARTS if part not in _NO_KVM]
+    found = dict(measure_in(options.lab, parts, quick=options.quick))
+    title = f"pykvm on {found['where']['kvm']} in the {options.lab} lab"
+    figures = figures_in(found)
+    if not set(parts) <= {*_LINUX, *_GUEST}:  # other promises are meant for CPUs in hardware
+        figures = [replace(figure, limit=None) for figure in figures]
+    if here:
+        with tempfile.TemporaryDirectory(prefix="pykvm-bench-") as scratch:
+            own = _measure(here, Programs(Path(scratch)), progress, quick=options.quick)
+        own = [replace(figure, name=f"(not in the lab) {figure.name}") for figure in own]
+        figures += own
+        found["figures"] = found["figures"] | json.loads(as_json(own, quick=options.quick))["figures"]
+    return figures, title, json.dumps(found, indent=2) + "\n"
+
+
 def _take(options: argparse.Namespace, progress: Callable[[str], None]) -> tuple[list[Figure], str, str]:
     """The figures, taken here or in a lab; a title for them; and as JSON."""
     if options.lab:
-        parts = options.parts or [part for part in _PARTS if part not in _NO_KVM]
-        found = measure_in(options.lab, parts, quick=options.quick)
-        title = f"pykvm on {found['where']['kvm']} in the {options.lab} lab"
-        figures = figures_in(found)
-        if not set(parts) <= set(
-            _LINUX
-        ):  # other promises than those about Linux are meant for CPUs in hardware
-            figures = [replace(figure, limit=None) for figure in figures]
-        return figures, title, json.dumps(found, indent=2) + "\n"
+        return _take_in_lab(options, progress)
     with Kvm() as kvm:
         title = f"pykvm on {kvm.module()}"
     with tempfile.TemporaryDirectory(prefix="pykvm-bench-") as scratch:

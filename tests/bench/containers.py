@@ -22,7 +22,7 @@ from .figures import Figure
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-__all__ = ["containers"]
+__all__ = ["containers", "many_files", "write_archive"]
 
 _FILES = 8000
 _FILE_BYTES = 18_750  # on average: 150 MB in all
@@ -121,21 +121,31 @@ def _registry() -> Iterator[str]:
 
 
 def _make(path: Path, files: int) -> int:
-    """A docker archive whose files are partly words and partly noise; the bytes of its layers."""
-    choose = random.Random(1)  # noqa: S311 - the same image every time
+    """A docker archive of layers of many files; the bytes of its layers."""
+    layers = many_files(files, _LAYERS)
+    write_archive(path, layers)
+    return sum(map(len, layers))
+
+
+def many_files(files: int, layers: int) -> list[bytes]:
+    """So many files in so many layers, partly words and partly noise, the same ones every time."""
+    choose = random.Random(1)  # noqa: S311 - see above
     noise = choose.randbytes(1 << 20)
     words = b"".join(choose.choices([b"kernel ", b"layer\n", b"0x1234 ", b"guest "], k=1 << 18))
-    layers = [_layer(f"usr/share/l{at}", files // _LAYERS, choose, (noise, words)) for at in range(_LAYERS)]
+    return [_layer(f"usr/share/l{at}", files // layers, choose, (noise, words)) for at in range(layers)]
+
+
+def write_archive(path: Path, layers: Sequence[bytes]) -> None:
+    """A docker archive of these layers."""
     diff_ids = [f"sha256:{hashlib.sha256(layer).hexdigest()}" for layer in layers]
     config: dict[str, Any] = {"architecture": "amd64", "os": "linux", "rootfs": {"diff_ids": diff_ids}}
-    names = [f"{at}/layer.tar" for at in range(_LAYERS)]
+    names = [f"{at}/layer.tar" for at in range(len(layers))]
     manifest = [{"Config": "config.json", "RepoTags": ["bench:1"], "Layers": names}]
     with tarfile.open(path, "w") as tar:
         for name, layer in zip(names, layers, strict=True):
             _add(tar, name, layer)
         _add(tar, "config.json", json.dumps(config).encode())
         _add(tar, "manifest.json", json.dumps(manifest).encode())
-    return sum(map(len, layers))
 
 
 def _layer(top: str, files: int, choose: random.Random, data: tuple[bytes, bytes]) -> bytes:

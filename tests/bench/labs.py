@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pykvm.errors import LabError
 from pykvm.lab.launch import run
 
+from .container_machine import ContainerFiles
 from .figures import read_baseline
 from .floor import Programs
 from .linux_machines import LinuxFiles
@@ -41,6 +42,8 @@ def measure_in(cpu: str, parts: Sequence[str], *, quick: bool) -> Mapping[str, A
         share = Path(name)
         Programs(share / "programs")
         is_linux = any(part.startswith("linux") for part in parts)
+        if any(part.startswith("guest") for part in parts):
+            ContainerFiles(share / "programs")  # as below; and Python makes images faster here
         if is_linux:
             LinuxFiles(share / "programs")  # fetches the kernel: a lab has no network
         answer = share / "figures.json"

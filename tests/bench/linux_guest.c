@@ -4,10 +4,16 @@
  *   read DISK | write DISK    sequential, 1 MiB a request, past the page cache: bytes and nanoseconds
  *   random DISK               4 KiB reads at random places: requests and nanoseconds
  *   print TTY BYTES           lines of 64 bytes, numbered, on a terminal that is there or comes
- *   send IP | receive         one stream of TCP over port 99: bytes and nanoseconds */
+ *   send IP | receive         one stream of TCP over port 99: bytes and nanoseconds
+ *   tree DIR                  every file below it read: bytes and nanoseconds
+ *   now                       what time it is, by the monotonic clock: nanoseconds, and 0
+ *   from PROGRAM …            the same, and then PROGRAM instead of this one
+ *   fill BYTES                so many bytes on stdout, by 64 KiB
+ *   drain                     stdin read up to its end: bytes and nanoseconds since the first of them */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <fcntl.h>
+#include <ftw.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -124,6 +130,56 @@ static void stream(const char *to)
 	told("receive", done, from);
 }
 
+static int64_t tree_bytes;
+
+static int read_one(const char *path, const struct stat *about, int kind)
+{
+	static char buffer[1 << 17];
+	ssize_t step;
+	int fd = kind == FTW_F && S_ISREG(about->st_mode) ? open(path, O_RDONLY) : -1;
+	if (fd < 0)
+		return kind == FTW_F && S_ISREG(about->st_mode);
+	while ((step = read(fd, buffer, sizeof buffer)) > 0)
+		tree_bytes += step;
+	close(fd);
+	return step < 0;
+}
+
+static void tree(const char *path)
+{
+	int64_t from = now_ns();
+	if (ftw(path, read_one, 16))
+		fail(path);
+	told("tree", tree_bytes, from);
+}
+
+static void now(const char *what)
+{
+	printf("bench %s %lld 0\n", what, (long long)now_ns());
+	fflush(stdout);
+}
+
+static void fill(int64_t bytes)
+{
+	static char buffer[1 << 16];
+	for (int64_t done = 0, step; done < bytes; done += step) {
+		step = bytes - done < (int64_t)sizeof buffer ? bytes - done : (int64_t)sizeof buffer;
+		if ((step = write(1, buffer, (size_t)step)) <= 0)
+			fail("fill");
+	}
+}
+
+static void drain(void)
+{
+	static char buffer[1 << 16];
+	int64_t done = 0, step, from = 0;
+	while ((step = read(0, buffer, sizeof buffer)) > 0) {
+		from = from ? from : now_ns();
+		done += step;
+	}
+	told("drain", done, from);
+}
+
 static void boot(void)
 {
 	printf("init\n");
@@ -136,8 +192,13 @@ static void boot(void)
 
 int main(int count, char **words)
 {
-	if (getpid() == 1)
+	if (getpid() == 1 && count == 1)
 		boot();
+	if (count > 2 && !strcmp(words[1], "from")) {
+		now("from");
+		execv(words[2], words + 2);
+		fail(words[2]);
+	}
 	for (int at = 1; at < count; at++) {
 		const char *word = words[at], *next = at + 1 < count ? words[at + 1] : "";
 		if (!strcmp(word, "receive"))
@@ -146,6 +207,14 @@ int main(int count, char **words)
 			stream(next), at++;
 		else if (!strcmp(word, "print"))
 			print(next, at + 2 < count ? atol(words[at + 2]) : 0), at += 2;
+		else if (!strcmp(word, "tree"))
+			tree(next), at++;
+		else if (!strcmp(word, "now"))
+			now("now");
+		else if (!strcmp(word, "fill"))
+			fill(atol(next)), at++;
+		else if (!strcmp(word, "drain"))
+			drain();
 		else
 			disk(word, next), at++;
 	}

@@ -22,7 +22,7 @@ from pykvm.linux.kit import kit
 from .installed import pykvm_command
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 __all__ = ["GUEST_BYTES", "MACHINES", "Devices", "LinuxFiles", "Process", "started"]
 
@@ -159,7 +159,13 @@ def _theirs(devices: Devices) -> list[str]:
 class Process:
     """A machine that runs: its output so far, with times."""
 
-    def __init__(self, argv: Sequence[str], limit_s: float, pass_fds: Sequence[int]) -> None:
+    def __init__(
+        self,
+        argv: Sequence[str],
+        limit_s: float,
+        pass_fds: Sequence[int],
+        env: Mapping[str, str] | None = None,
+    ) -> None:
         self.name = argv[0]
         self._end = time.monotonic() + limit_s
         self.started_s = time.monotonic()
@@ -169,6 +175,7 @@ class Process:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             pass_fds=pass_fds,
+            env=env,
         )
         self.pid = self._process.pid
         assert self._process.stdout
