@@ -45,7 +45,7 @@ def load_agent(
     modules = [*_MODULES, *(["virtiofs"] if with_shares else [])]
     initrd = build_initramfs(kit._replace(init=agent), job, modules)
     if runtimes:
-        from pykvm.containers.runtimes import runtime_members, runtime_tree  # noqa: PLC0415 - few want one
+        from pykvm.containers.runtime_files import runtime_members, runtime_tree  # noqa: PLC0415 - few want one
 
         trees = [runtime_tree(one, kit.store, lambda _: None) for one in runtimes]
         initrd += bytes(-len(initrd) % 4) + cpio.pack(runtime_members(trees))

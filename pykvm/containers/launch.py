@@ -85,7 +85,7 @@ def ensure_machine(
 
     parts = kit(Store(), _say)  # here, where somebody sees how far it is
     for runtime in options.runtimes:
-        from pykvm.containers.runtimes import runtime_tree  # noqa: PLC0415 - few want one
+        from pykvm.containers.runtime_files import runtime_tree  # noqa: PLC0415 - few want one
 
         runtime_tree(runtime, parts.store, _say)
     receive, send = os.pipe2(os.O_CLOEXEC)

@@ -24,7 +24,8 @@ from pykvm.containers.layer_disk import LayerDisk, partition_name
 from pykvm.containers.layer_files import layer_files
 from pykvm.containers.oci_config import Place, oci_config
 from pykvm.containers.run_options import RunOptions
-from pykvm.containers.runtimes import RUNTIMES, bundle_config, runtime_program, runtime_tree
+from pykvm.containers.runtime_files import runtime_tree
+from pykvm.containers.runtimes import RUNTIMES, bundle_config, runtime_program
 from pykvm.containers.seccomp import compile_filter
 from pykvm.containers.service import for_agent
 from pykvm.containers.store import ImageStore

@@ -25,7 +25,8 @@ _GRACE_S = 15.0  # a lab saves its results before it ends
 _TIME_OVER = -1
 _LINUX_FILES = "PYKVM_LINUX_FILES"  # of tests/kvm/linux_guest.py
 _FETCH_RUNTIMES = """
-from pykvm.containers.runtimes import RUNTIMES, runtime_tree
+from pykvm.containers.runtime_files import runtime_tree
+from pykvm.containers.runtimes import RUNTIMES
 from pykvm.lab.store import Store
 for name in RUNTIMES:
     runtime_tree(name, Store(), print)

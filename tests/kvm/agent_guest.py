@@ -21,7 +21,8 @@ from pykvm.containers.layer_disk import LayerDisk, partition_name
 from pykvm.containers.layer_files import layer_files
 from pykvm.containers.oci_config import Place, oci_config
 from pykvm.containers.run_options import RunOptions
-from pykvm.containers.runtimes import RUNTIMES, bundle_config, cached_runtime, runtime_program
+from pykvm.containers.runtime_files import cached_runtime
+from pykvm.containers.runtimes import RUNTIMES, bundle_config, runtime_program
 from pykvm.containers.seccomp import compile_filter
 from pykvm.containers.store import ImageStore
 from pykvm.containers.users import User

@@ -11,17 +11,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pykvm.containers import runtimes
+from pykvm.containers import runtime_files
 from pykvm.containers.oci_config import Place, oci_config
 from pykvm.containers.run_options import Publish, RunOptions, Volume
-from pykvm.containers.runtimes import (
-    RUNTIMES,
-    bundle_config,
-    cached_runtime,
-    check_runtime,
-    runtime_members,
-    runtime_tree,
-)
+from pykvm.containers.runtime_files import cached_runtime, runtime_members, runtime_tree
+from pykvm.containers.runtimes import RUNTIMES, bundle_config, check_runtime
 from pykvm.containers.users import User
 from pykvm.errors import ConfigError, LabError
 from pykvm.lab.packages import Candidate
@@ -110,7 +104,7 @@ def test_a_program_comes_with_its_libraries_and_nothing_else(
     def unpack(argv: Sequence[str], **words: object) -> object:
         return real(["cat", argv[-1]], **words)  # type: ignore[call-overload]  # the fake's .deb is a tar
 
-    monkeypatch.setattr(runtimes, "by_apt", by_apt)
+    monkeypatch.setattr(runtime_files, "by_apt", by_apt)
     monkeypatch.setattr(subprocess, "Popen", unpack)
     store = Store(tmp_path)
     tree = runtime_tree("crun", store, lambda _: None)
@@ -134,7 +128,7 @@ def test_without_packages_the_next_step_is_named(tmp_path: Path, monkeypatch: py
     def by_apt(*_: object) -> Path:
         raise LabError("apt could not fetch runc: no network; is there a network?")
 
-    monkeypatch.setattr(runtimes, "by_apt", by_apt)
+    monkeypatch.setattr(runtime_files, "by_apt", by_apt)
     with pytest.raises(LabError) as caught:
         runtime_tree("runc", Store(tmp_path), lambda _: None)
     assert str(caught.value).startswith("--runtime runc: apt could not fetch runc")
