@@ -26,6 +26,7 @@ _SHARES_MOST = 12  # a machine has 16 virtio devices, and needs some itself
 _MEMORY, _VCPUS = "pykvm.memory", "pykvm.vcpus"
 _OWN_MIB = 256  # the kernel, the agent, and what the container's files take in the page cache
 _DEFAULT_MIB = 512
+_RUNTIME_S = {"tmpcopyup", "notmpcopyup"}  # of a tmpfs, to runtimes that copy the image's files there
 _MADE_HERE = {"proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2"}
 
 
@@ -184,7 +185,7 @@ class _Shares:
         kind = str(mount.get("type") or "bind")
         if kind in _MADE_HERE and not {"bind", "rbind"} & set(options):
             self.places.append((mount["destination"], False))
-            return dict(mount)
+            return {**mount, "options": [option for option in options if option not in _RUNTIME_S]}
         if kind not in ("bind", "none", "virtiofs"):
             raise OciError(f"{self._where}: mounts: {mount['destination']}: the type {kind!r} is unknown")
         source = Path(os.path.join(self._where.parent, str(mount.get("source") or ""))).resolve()  # noqa: PTH118

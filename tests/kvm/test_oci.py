@@ -165,6 +165,12 @@ def test_a_container_from_create_to_delete(monitor: Monitor, bundle: Path) -> No
             "source": str(shared / "hosts"),
             "options": ["bind", "ro"],
         },
+        {
+            "destination": "/run",
+            "type": "tmpfs",
+            "source": "tmpfs",
+            "options": ["rw", "rprivate", "nosuid", "nodev", "tmpcopyup"],
+        },
     )
     command = "cat /etc/hosts; hostname >/out/name; read line; echo $line >&2; trap 'exit 9' TERM; "
     command += "echo x 2>/dev/null >/etc/x || echo up; while :; do sleep 1; done"

@@ -54,6 +54,7 @@ def test_folders_of_the_host_are_shares(bundle: Path) -> None:
         {"destination": "/data", "type": "bind", "source": str(data), "options": ["rbind", "ro"]},
         {"destination": "/etc/hosts", "source": str(data / "hosts"), "options": ["bind", "ro"]},
         {"destination": "/out", "type": "bind", "source": "rootfs/../../data", "options": ["bind"]},
+        {"destination": "/run", "type": "tmpfs", "source": "tmpfs", "options": ["mode=700", "tmpcopyup"]},
     ]
     found = read_bundle(write(bundle, mounts=mounts))
     assert [share[1:] for share in found.shares] == [
@@ -67,6 +68,15 @@ def test_folders_of_the_host_are_shares(bundle: Path) -> None:
         ("virtiofs", "share1"),
         ("virtiofs", "share1/hosts"),
         ("virtiofs", "share2"),
+        ("tmpfs", "tmpfs"),
+    ]
+    assert told[-1]["options"] == ["mode=700"]
+    assert found.places == [
+        ("/proc", False),
+        ("/data", False),
+        ("/etc/hosts", True),
+        ("/out", False),
+        ("/run", False),
     ]
     assert found.create["rootfs"] == found.shares[0].tag
 
