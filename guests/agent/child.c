@@ -108,8 +108,11 @@ static long first(const struct first_plan *plan)
 	if (failed < 0)
 		return failed;
 	SYS(keyctl, KEYCTL_JOIN_SESSION_KEYRING, 0); /* the agent's keys are not its own */
-	if (!json_true(json_get(plan->request, "start")))
+	if (!json_true(json_get(plan->request, "start"))) {
+		if ((failed = program_look(process)) < 0)
+			return failed;
 		tell_ready();
+	}
 	return rights_late(process, json_string(json_get(plan->request, "seccomp"), ""));
 }
 

@@ -141,6 +141,8 @@ long root_enter(void);
 extern int own_program; /* a descriptor of the agent's program, for its inner init */
 long rights_early(const struct json *process);                     /* limits, oom_score_adj */
 long rights_late(const struct json *process, const char *seccomp); /* no way back from these */
+/* Whether there is a program to start, before it is started: 0, or a trouble. One of a place below its cwd is believed. */
+long program_look(const struct json *process);
 __attribute__((noreturn)) void run_program(const struct json *process, bool with_init);
 __attribute__((noreturn)) void inner_init(char **arguments, char **environment);
 

@@ -10,7 +10,7 @@
 #include <linux/wait.h>
 #include <linux/limits.h>
 
-enum { GROUPS_MOST = 256, ARGUMENTS = 4096, FILTERS = 4096, LAST = CAP_LAST_CAP };
+enum { GROUPS_MOST = 256, ARGUMENTS = 4096, FILTERS = 4096, LAST = CAP_LAST_CAP, MAY_EXECUTE = 1 };
 
 /* ---- limits ----------------------------------------------------------------------------------------------- */
 
@@ -181,14 +181,24 @@ static char **list_of(const struct json *list, const char **to)
 	return (char **)(uintptr_t)to;
 }
 
+static long becomes(const char *path, char **arguments, char **environment)
+{
+	return SYS(execve, path, arguments, environment);
+}
+
+static long is_there(const char *path, char **arguments __attribute__((unused)), char **environment __attribute__((unused)))
+{
+	return SYS(faccessat, AT_FDCWD, path, MAY_EXECUTE);
+}
+
 /* As execvp: of all places the first that works, and the error that says most. */
-static long execute(char **arguments, char **environment)
+static long at_each_place(long (*attempt)(const char *, char **, char **), char **arguments, char **environment)
 {
 	const char *places = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 	long failed = -ENOENT, got;
 	for (const char *at = arguments[0]; *at; at++)
 		if (*at == '/')
-			return SYS(execve, arguments[0], arguments, environment);
+			return attempt(arguments[0], arguments, environment);
 	for (char **one = environment; *one; one++)
 		if (starts(*one, "PATH="))
 			places = *one + 5;
@@ -199,13 +209,25 @@ static long execute(char **arguments, char **environment)
 			text_bytes(&text, places++, 1);
 		places += *places == ':';
 		text_format(&text, "/%s", arguments[0]);
-		got = SYS(execve, path, arguments, environment);
+		got = attempt(path, arguments, environment);
 		if (got != -ENOENT && got != -ENOTDIR)
 			failed = got;
 		if (got != -ENOENT && got != -ENOTDIR && got != -EACCES)
-			break;
+			return got;
 	}
 	return failed;
+}
+
+long program_look(const struct json *process)
+{
+	static const char *arguments[ARGUMENTS], *environment[ARGUMENTS];
+	char **list = list_of(json_get(process, "args"), arguments), **variables = list_of(json_get(process, "env"), environment);
+	const char *name = list[0] ? list[0] : "";
+	bool is_relative = false;
+	for (const char *at = name; *at; at++)
+		is_relative |= *at == '/' && name[0] != '/';
+	long failed = is_relative ? 0 : at_each_place(is_there, list[0] ? list : (char *[]){"", NULL}, variables);
+	return failed < 0 ? trouble_set(failed, "execve", "%s", name) : 0;
 }
 
 void run_program(const struct json *process, bool with_init)
@@ -223,7 +245,7 @@ void run_program(const struct json *process, bool with_init)
 			arguments[0] = "pykvm-init";
 			failed = SYS(execveat, own_program, "", arguments, variables, AT_EMPTY_PATH);
 		} else {
-			failed = execute(list, variables);
+			failed = at_each_place(becomes, list, variables);
 		}
 		trouble_set(failed, "execve", "%s", list[0]);
 	}
@@ -243,7 +265,7 @@ void inner_init(char **arguments, char **environment)
 		SYS(setpgid, 0, 0);
 		SYS(ioctl, 0, TIOCSPGRP, &(int){(int)SYS(getpid)});
 		SYS(rt_sigprocmask, SIG_SETMASK, &none, 0, sizeof none);
-		long failed = execute(arguments + 1, environment);
+		long failed = at_each_place(becomes, arguments + 1, environment);
 		const char *line = PATH("%s: %s\n", arguments[1], error_text(-failed));
 		write_all(2, line, strlen(line));
 		SYS(exit_group, failed == -ENOENT ? 127 : 126);

@@ -217,6 +217,17 @@ def test_a_container_from_create_to_delete(monitor: Monitor, bundle: Path) -> No
     assert ((shared / "name").read_text(), (shared / "exec").read_text()) == ("inside\n", "exec\n")
 
 
+def test_create_tells_that_there_is_no_such_program(monitor: Monitor, bundle: Path) -> None:
+    """In the words that podman looks for, and before anybody starts it; nothing is left."""
+    configure(bundle, "", terminal=False)
+    config = json.loads((bundle / "config.json").read_text())
+    config["process"]["args"] = ["nothing-of-this-name"]
+    (bundle / "config.json").write_text(json.dumps(config))
+    monitor.call("create", "--bundle", str(bundle), "none", status=1)
+    assert "nothing-of-this-name: no such file or directory" in (monitor.folder / "log").read_text()
+    assert json.loads(monitor.call("list", "--format", "json")) == []
+
+
 def test_a_terminal_goes_to_who_asked_for_it(monitor: Monitor, bundle: Path) -> None:
     """Over the socket; its size is the window's, and `delete --force` ends what runs."""
     configure(
