@@ -108,15 +108,30 @@ static long read_wish(const struct json *mount, struct wish *wish)
 	return data.full ? trouble_set(-E2BIG, "mount", "options of %s", json_string(json_get(mount, "destination"), "")) : 0;
 }
 
-static long bind(const char *source, int from, int to, const char *where, const struct wish *wish)
+/* For people: "ro,nosuid". */
+static const char *flag_names(uint64_t flags)
+{
+	static const struct { uint64_t flag; const char *name; } names[] = {
+		{MS_RDONLY, "ro"}, {MS_NOSUID, "nosuid"}, {MS_NODEV, "nodev"}, {MS_NOEXEC, "noexec"}};
+	static char bytes[64];
+	struct text text = TEXT(bytes);
+	bytes[0] = 0;
+	for (size_t n = 0; n < COUNT(names); n++)
+		if (flags & names[n].flag)
+			text_format(&text, text.used ? ",%s" : "%s", names[n].name);
+	return bytes;
+}
+
+static long bind(const char *source, int from, int to, const char *where, const struct wish *wish, const char *effect)
 {
 	char path[32];
 	uint64_t first = MS_BIND | (wish->recursive ? MS_REC : 0);
 	format(path, sizeof path, "/proc/self/fd/%d", from);
-	TRY("mount", "the same files seen at a second place", SYS(mount, path, of_fd(to), "", first, ""), "bind %s → %s", source, where);
+	TRY("mount", effect, SYS(mount, path, of_fd(to), "", first, ""), "bind %s → %s", source, where);
 	if (wish->flags) { /* a bind takes them only when it is there; `to` is what lies below it */
 		int top = inside(root_fd, where, O_PATH | O_CLOEXEC);
-		long failed = STEP("mount", "and with less rights", SYS(mount, "", of_fd(top), "", MS_REMOUNT | MS_BIND | wish->flags, ""), "remount %s flags %x", where, (unsigned)wish->flags);
+		long failed = STEP("mount", wish->flags & MS_RDONLY ? "and there only to be read" : "and there with less rights",
+				   SYS(mount, "", of_fd(top), "", MS_REMOUNT | MS_BIND | wish->flags, ""), "remount %s %s", where, flag_names(wish->flags));
 		SYS(close, top);
 		return failed;
 	}
@@ -137,10 +152,22 @@ static long bind_from(const struct json *mount, const char *where, const struct 
 	if (from < 0)
 		return trouble_set(from, "mount", "the source %s", source);
 	int to = is_folder((int)from) ? folder(where) : file(where);
-	long failed = to < 0 ? trouble_set(to, "mount", "the place %s", where) : bind(source, (int)from, to, where, wish);
+	long failed = to < 0 ? trouble_set(to, "mount", "the place %s", where) : bind(source, (int)from, to, where, wish, "the same files seen at a second place");
 	SYS(close, from);
 	SYS(close, to);
 	return failed;
+}
+
+static const char *effect_of(const char *type)
+{
+	static const struct { const char *type, *effect; } effects[] = {
+		{"proc", "the processes of its PID namespace"}, {"sysfs", "the kernel's devices, and those of its network namespace"},
+		{"tmpfs", "files in memory that nobody else sees"}, {"devpts", "terminals of its own"},
+		{"mqueue", "the message queues of its IPC namespace"}, {"cgroup2", "its own cgroup, seen as the topmost"}};
+	for (size_t n = 0; n < COUNT(effects); n++)
+		if (same(effects[n].type, type))
+			return effects[n].effect;
+	return "a file system of its own";
 }
 
 static long mount_one(const struct json *mount)
@@ -157,8 +184,8 @@ static long mount_one(const struct json *mount)
 	int to = folder(where);
 	if (to < 0)
 		return trouble_set(to, "mount", "the place %s", where);
-	failed = STEP("mount", "a file system of its own", SYS(mount, json_string(json_get(mount, "source"), type), of_fd(to), type, wish.flags, wish.data),
-		      "%s → %s %s", type, where, wish.data);
+	failed = STEP("mount", effect_of(type), SYS(mount, json_string(json_get(mount, "source"), type), of_fd(to), type, wish.flags, wish.data),
+		      "%s → %s %s %s", type, where, flag_names(wish.flags), wish.data);
 	SYS(close, to);
 	if (failed >= 0 && wish.propagation) {
 		to = inside(root_fd, where, O_PATH | O_CLOEXEC);
@@ -182,7 +209,8 @@ static long device(int dev, const char *name, uint32_t type, uint32_t number, ui
 		return trouble_set(failed, "mknodat", "/dev/%s", name);
 	char where[96];
 	int from = (int)SYS(openat, AT_FDCWD, PATH("/dev/%s", name), O_PATH | O_CLOEXEC, 0), to = file(format(where, sizeof where, "/dev/%s", name));
-	failed = from < 0 ? from : to < 0 ? to : bind(PATH("/dev/%s", name), from, to, where, &(struct wish){.flags = 0});
+	failed = from < 0 ? from : to < 0 ? to : bind(PATH("/dev/%s", name), from, to, where, &(struct wish){.flags = 0},
+									       "the guest's own device: in a user namespace none can be made");
 	SYS(close, from);
 	SYS(close, to);
 	return failed < 0 ? trouble_set(failed, "mount", "/dev/%s", name) : 0;
@@ -204,6 +232,8 @@ static long devices(const struct json *config, bool bound)
 	uint64_t start = step_start();
 	for (size_t n = 0; n < COUNT(nodes) && failed >= 0; n++)
 		failed = device(dev, nodes[n].name, S_IFCHR, number(nodes[n].major, nodes[n].minor), 0666, bound);
+	if (bound) /* each has been told */
+		start = step_start();
 	for (size_t n = 0; n < COUNT(links) && failed >= 0; n++)
 		SYS(symlinkat, links[n][0], dev, links[n][1]);
 	JSON_EACH(one, json_path(config, "linux.devices")) {
@@ -214,7 +244,8 @@ static long devices(const struct json *config, bool bound)
 				number((uint32_t)json_number(json_get(one, "major"), 0), (uint32_t)json_number(json_get(one, "minor"), 0)),
 				(uint32_t)json_number(json_get(one, "fileMode"), 0666), bound);
 	}
-	step_done(start, bound ? "mount" : "mknod", "devices without content, and links", failed, "/dev/null zero full random urandom tty fd stdin stdout stderr ptmx");
+	step_done(start, bound ? "symlinkat" : "mknodat", bound ? "links to its own descriptors" : "devices without content, and links", failed,
+		  bound ? "/dev/fd stdin stdout stderr ptmx" : "/dev/null zero full random urandom tty fd stdin stdout stderr ptmx");
 	SYS(close, dev);
 	return failed;
 }
@@ -248,7 +279,7 @@ static long terminal(const struct json *config)
 	if (slave < 0)
 		return slave;
 	int to = file("/dev/console");
-	long failed = to < 0 ? to : bind("the terminal", (int)slave, to, "/dev/console", &(struct wish){.flags = 0});
+	long failed = to < 0 ? to : bind("the terminal", (int)slave, to, "/dev/console", &(struct wish){.flags = 0}, "its terminal is its console");
 	SYS(close, to);
 	SYS(close, slave);
 	return failed;
@@ -281,7 +312,7 @@ long mounts_files(const struct container *container, const struct json *files)
 		char path[128];
 		format(path, sizeof path, RUN "/c/%d/f%d", (int)(container - containers), n++);
 		int from = (int)SYS(openat, AT_FDCWD, path, O_PATH | O_CLOEXEC, 0), to = file(where);
-		long failed = from < 0 ? from : to < 0 ? to : bind(path, from, to, where, &(struct wish){.flags = 0});
+		long failed = from < 0 ? from : to < 0 ? to : bind(path, from, to, where, &(struct wish){.flags = 0}, "written for this container; no layer has it");
 		SYS(close, from);
 		SYS(close, to);
 		if (failed < 0)
@@ -300,9 +331,11 @@ long mounts_mask(const struct json *config)
 		int to = inside(root_fd, path, O_PATH | O_CLOEXEC);
 		if (to < 0)
 			continue; /* this kernel has no such file */
-		long failed = STEP("mount", "hidden: a file that would tell of the guest, or change it", EXCEPT(ENOTDIR, SYS(mount, empty, of_fd(to), "", MS_BIND, "")), "/dev/null → %s", path);
+		long failed;
 		if (is_folder(to))
 			failed = STEP("mount", "hidden: an empty folder instead", SYS(mount, "tmpfs", of_fd(to), "tmpfs", MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC, "size=0"), "tmpfs → %s", path);
+		else
+			failed = STEP("mount", "hidden: a file that would tell of the guest, or change it", SYS(mount, empty, of_fd(to), "", MS_BIND, ""), "/dev/null → %s", path);
 		SYS(close, to);
 		if (failed < 0)
 			return failed;
@@ -314,7 +347,7 @@ long mounts_mask(const struct json *config)
 		if (to < 0)
 			continue;
 		struct wish wish = {.flags = MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC, .recursive = true};
-		long failed = bind(path, to, to, path, &wish);
+		long failed = bind(path, to, to, path, &wish, "a mount of its own, so that it can have rights of its own");
 		SYS(close, to);
 		if (failed < 0)
 			return failed;

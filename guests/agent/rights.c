@@ -98,7 +98,12 @@ static long set_capabilities(const struct sets *sets)
 	for (int n = 0; n < 2; n++)
 		data[n] = (struct __user_cap_data_struct){(uint32_t)(sets->effective >> 32 * n), (uint32_t)(sets->permitted >> 32 * n),
 							  (uint32_t)(sets->inheritable >> 32 * n)};
-	TRY("capset", "what it may do now", SYS(capset, &head, data), "effective %x%x permitted %x%x", data[1].effective, data[0].effective, data[1].permitted, data[0].permitted);
+	char held[512] = "none";
+	struct text names = {held, 0, sizeof held, false};
+	for (size_t n = 0; n < COUNT(capabilities); n++)
+		if (sets->effective >> n & 1)
+			text_format(&names, names.used ? " %s" : "%s", capabilities[n]);
+	TRY("capset", "what it may do now", SYS(capset, &head, data), "%s", held);
 	for (int n = 0; n <= LAST; n++)
 		if (sets->ambient >> n & 1)
 			TRY("prctl", "a capability that programs keep", SYS(prctl, PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, n, 0, 0), "PR_CAP_AMBIENT_RAISE CAP_%s", capabilities[n]);

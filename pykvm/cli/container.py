@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 __all__ = ["command"]
@@ -22,7 +24,8 @@ Examples:
 
 # name -> its file
 _COMMANDS = {
-    "run": "container_run",
+    **dict.fromkeys("run create".split(), "container_run"),
+    **dict.fromkeys("start restart rename".split(), "container_start"),
     "exec": "container_exec",
     **dict.fromkeys("ps stop kill pause unpause wait rm update".split(), "container_state"),
     **dict.fromkeys("logs inspect top stats which-layer".split(), "container_look"),
@@ -30,11 +33,29 @@ _COMMANDS = {
 }
 
 
+_RUNNING = frozenset({"run", "exec"})
+
+
 class _Lazy(click.Group):
     """Commands are loaded when they are used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         return sorted(_COMMANDS)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Docker's statuses: only what runs a program says by 125 to 127 that it could not; all else by 1."""
+        from pykvm.errors import PykvmError
+
+        try:
+            return super().invoke(ctx)
+        except click.UsageError as error:
+            if ctx.invoked_subcommand in _RUNNING:
+                setattr(error, "exit_code", 125)  # noqa: B010 - click has it on the class
+            raise
+        except PykvmError as error:
+            if ctx.invoked_subcommand not in _RUNNING:
+                error.exit_status = 1
+            raise
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's
         if cmd_name not in _COMMANDS:

@@ -7,11 +7,13 @@ from typing import Any
 
 import click
 
+from pykvm.cli import complete
+
 __all__ = ["exec_command"]
 
 
 @click.command("exec", context_settings={"allow_interspersed_args": False})
-@click.argument("name", metavar="CONTAINER")
+@click.argument("name", metavar="CONTAINER", shell_complete=complete.containers("running"))
 @click.argument("words", metavar="COMMAND [ARG]...", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.option("-i", "--interactive", is_flag=True, help="Give it our input.")
 @click.option("-t", "--tty", is_flag=True, help="Give it a terminal.")
@@ -25,19 +27,26 @@ __all__ = ["exec_command"]
 def exec_command(name: str, words: tuple[str, ...], **given: Any) -> int:
     """Run COMMAND in a container that runs, with its namespaces, limits, capabilities and seccomp filter.
 
+    \b
     The exit status is the command's own, or
       125 pykvm failed    126 can't be executed    127 not found    128+n ended by signal n
-    """
+
+    \b
+    Examples:
+      pykvm container exec -it web sh
+      pykvm container exec -u nobody web id
+      pykvm container exec web cat /sys/fs/cgroup/memory.current
+    """  # noqa: D301 - click wants the \b itself
     from pykvm.cli.container_parts import StepPrinter, agent, notice, stores
     from pykvm.containers.calls import AgentError
     from pykvm.containers.entering import entry_request
+    from pykvm.containers.keeping import failure_status
+    from pykvm.containers.records import StateError
     from pykvm.containers.run_options import parse_env
-    from pykvm.containers.service import failure_status
     from pykvm.containers.talk import AgentPeer, DetachedError, converse
-    from pykvm.errors import ConfigError
 
     if given["tty"] and given["interactive"] and not os.isatty(0):
-        raise ConfigError("the input device is not a TTY")
+        raise StateError("the input device is not a TTY")
     show_step = StepPrinter()
     env = parse_env(given["env"], os.environ)
     with agent(name) as (containers, record, client):

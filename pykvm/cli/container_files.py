@@ -10,11 +10,13 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
+from pykvm.cli import complete
 from pykvm.cli.container_parts import seen, stores
 
 if TYPE_CHECKING:
     from pykvm.containers.calls import AgentClient
     from pykvm.containers.documents import Image
+    from pykvm.containers.ended import EndedFiles
     from pykvm.containers.records import ContainerStore, Record
     from pykvm.containers.store import ImageStore
 
@@ -40,6 +42,12 @@ class _Opened:
     def image(self) -> Image:
         return self.store.image(self.store.find(self.record.image_id).descriptor)
 
+    def ended(self) -> EndedFiles:
+        """Its files, where it does not run."""
+        from pykvm.containers.ended import EndedFiles
+
+        return EndedFiles(self.store, self.image, self.upper(), self.record)
+
     def upper(self, *, content: bool = True) -> IO[bytes]:
         from pykvm.containers.changes import upper_of
 
@@ -47,7 +55,7 @@ class _Opened:
 
 
 @click.command("diff")
-@click.argument("name", metavar="CONTAINER")
+@click.argument("name", metavar="CONTAINER", shell_complete=complete.containers())
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
 def diff_command(name: str, as_json: bool) -> None:
     """Show what a container changed in its files: A added, C changed, D deleted."""
@@ -64,8 +72,8 @@ def diff_command(name: str, as_json: bool) -> None:
 
 
 @click.command("commit")
-@click.argument("name", metavar="CONTAINER")
-@click.argument("target", metavar="[REPOSITORY[:TAG]]", required=False)
+@click.argument("name", metavar="CONTAINER", shell_complete=complete.containers())
+@click.argument("target", metavar="[REPOSITORY[:TAG]]", required=False, shell_complete=complete.images)
 @click.option("-a", "--author", default="", metavar="TEXT", help="Who made it.")
 @click.option("-m", "--message", default="", metavar="TEXT", help="A remark, for `image history`.")
 @click.option(
@@ -80,7 +88,13 @@ def diff_command(name: str, as_json: bool) -> None:
     "-p", "--pause/--no-pause", default=True, help="Hold the container meanwhile.  [default: pause]"
 )
 def commit_command(name: str, target: str | None, changes: tuple[str, ...], **given: Any) -> None:
-    """Make an image of a container's files as they are now, running or not; print its ID."""
+    """Make an image of a container's files as they are now, running or not; print its ID.
+
+    \b
+    Examples:
+      pykvm container commit web site:2
+      pykvm container commit -c 'CMD ["httpd","-f"]' -m "with httpd" web site
+    """  # noqa: D301 - click wants the \b itself
     from pykvm.containers.committing import commit
     from pykvm.containers.names import parse_name
 
@@ -105,7 +119,7 @@ def commit_command(name: str, target: str | None, changes: tuple[str, ...], **gi
 
 
 @click.command("export")
-@click.argument("name", metavar="CONTAINER")
+@click.argument("name", metavar="CONTAINER", shell_complete=complete.containers())
 @click.option(
     "-o",
     "--output",
@@ -116,8 +130,7 @@ def commit_command(name: str, target: str | None, changes: tuple[str, ...], **gi
 )
 def export_command(name: str, target: Path | None) -> None:
     """Write all files of a container as one tar, without what is mounted in it."""
-    from pykvm.containers.changes import export_ended
-    from pykvm.containers.service import save_tar
+    from pykvm.containers.transfers import save_tar
 
     if target is None and sys.stdout.isatty():
         raise click.UsageError("a tar is nothing for a terminal: name a file with -o FILE, or use a pipe")
@@ -127,19 +140,26 @@ def export_command(name: str, target: Path | None) -> None:
         if opened.client:
             save_tar(opened.client, file, "export", name=opened.record.short)
         else:
-            export_ended(opened.store, opened.image, opened.upper(), opened.record, file)
+            opened.ended().export(file)
 
 
 @click.command("cp")
-@click.argument("source", metavar="SOURCE")
-@click.argument("target", metavar="TARGET")
+@click.argument("source", metavar="SOURCE", shell_complete=complete.containers_or_files)
+@click.argument("target", metavar="TARGET", shell_complete=complete.containers_or_files)
 @click.option("-L", "--follow-link", is_flag=True, help="Copy what a link SOURCE leads to.")
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing of what was done.")
 def cp_command(source: str, target: str, follow_link: bool, quiet: bool) -> None:
     """Copy files: CONTAINER:PATH to a PATH here, or a PATH here to CONTAINER:PATH. - is a tar.
 
-    A folder comes with all that is in it; PATH/. is what is in the folder without itself.
-    """
+    A folder comes with all that is in it; PATH/. is what is in the folder without itself. The container need
+    not run.
+
+    \b
+    Examples:
+      pykvm container cp web:/var/log ./log
+      pykvm container cp site/. web:/www
+      pykvm container cp web:/etc - | tar t
+    """  # noqa: D301 - click wants the \b itself
     from pykvm.errors import ConfigError
 
     here, there = _split(source), _split(target)
@@ -167,16 +187,14 @@ def _split(text: str) -> tuple[str, str]:
 
 def _out(opened: _Opened, path: str, target: str, *, follow: bool) -> None:
     from pykvm.containers.copying import unpack
-    from pykvm.containers.records import StateError
-    from pykvm.containers.service import save_tar
+    from pykvm.containers.transfers import save_tar
     from pykvm.errors import ConfigError
 
-    if opened.client is None:
-        raise StateError(
-            f"container {opened.record.name} has ended; `pykvm container export` gives its files"
-        )
     with opened.containers.scratch() as tar:
-        save_tar(opened.client, tar, "copy_out", name=opened.record.short, path=path, follow=follow)
+        if opened.client:
+            save_tar(opened.client, tar, "copy_out", name=opened.record.short, path=path, follow=follow)
+        else:
+            opened.ended().copy_out(path, tar, follow=follow)
         tar.seek(0)
         if target == "-":
             while piece := tar.read(1 << 18):
@@ -192,22 +210,32 @@ def _out(opened: _Opened, path: str, target: str, *, follow: bool) -> None:
 
 
 def _in(opened: _Opened, source: str, path: str) -> None:
-    from pykvm.containers.copying import pack, put, target_in
-    from pykvm.containers.records import StateError
+    from pykvm.containers.copying import folder_in, pack, put, target_in
     from pykvm.errors import ConfigError
 
     client, name = opened.client, opened.record.short
-    if client is None:
-        raise StateError(f"container {opened.record.id} is not running")
+    ended = None if client else opened.ended()
+
+    def about(there: str) -> bool | None:
+        return ended.is_folder(there) if ended else folder_in(client, name, there)
+
+    def place(tar: IO[bytes], folder: str) -> None:
+        if ended:
+            ended.copy_in(opened.containers, tar, folder)
+        elif client:
+            put(client, tar, name=name, path=folder)
+
     if source == "-":
-        put(client, sys.stdin.buffer, name=name, path=path)
+        if not about(path):
+            raise ConfigError(f"destination directory must exist: {path}")
+        place(sys.stdin.buffer, path)
         return
     here = Path(source)
     if not here.exists() and not here.is_symlink():
         raise ConfigError(f"{source}: no such file or directory")
     contents = source.endswith("/.")
-    folder, last = target_in(client, name, path, here.resolve().name, is_folder=here.is_dir())
+    folder, last = target_in(about, path, here.resolve().name, is_folder=here.is_dir())
     with opened.containers.scratch() as tar:
         pack(here, tar, last, contents=contents and folder == path)
         tar.seek(0)
-        put(client, tar, name=name, path=folder)
+        place(tar, folder)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pykvm.cli import complete
 from pykvm.cli.container_parts import agent, seen, stores, table
 
 if TYPE_CHECKING:
@@ -20,47 +21,43 @@ __all__ = ["inspect_command", "logs_command", "stats_command", "top_command", "w
 
 _STATS = ["CONTAINER ID", "NAME", "CPU %", "MEM USAGE / LIMIT", "MEM %", "NET I/O", "BLOCK I/O", "PIDS"]
 _BETWEEN_S = 1.0
+_any, _live = complete.containers(), complete.containers("running", "paused")
 
 
 @click.command("logs")
-@click.argument("name", metavar="CONTAINER")
+@click.argument("name", metavar="CONTAINER", shell_complete=_any)
 @click.option("-f", "--follow", is_flag=True, help="Go on until the container ends.")
 @click.option("-n", "--tail", default="all", metavar="N", help="Only the last N lines.  [default: all]")
 @click.option("-t", "--timestamps", is_flag=True, help="With the time before each line.")
 def logs_command(name: str, follow: bool, tail: str, timestamps: bool) -> None:
-    """Print what a container printed: to stdout and stderr as it did."""
+    """Print what a container printed: to stdout and stderr as it did, in all its runs.
+
+    \b
+    Examples:
+      pykvm container logs -f web              and go on until it ends
+      pykvm container logs -t --tail 20 web    the last lines, with times
+    """  # noqa: D301 - click wants the \b itself
     from pykvm.containers import logs
-    from pykvm.containers.acting import wait_until_over
+    from pykvm.containers.acting import end_test
 
     if tail != "all" and not tail.isdecimal():
         raise click.UsageError(f"--tail {tail}: give a number of lines, or all")
     with seen() as (containers, room):
         record = containers.find(name)
         path = containers.folder(record) / "log"
-        held = logs.read_log(path)
+        last = 0
         if tail != "all":
-            kept = logs.last_lines(held, int(tail))
-            since = kept[0].time_ns if kept else time.time_ns()
+            kept = logs.last_lines(logs.read_log(path), int(tail))
+            last = kept[-1].time_ns if kept else time.time_ns()
             _print(kept, timestamps=timestamps)
-            if follow:
-                newer = logs.follow(path, lambda: _is_over(containers, record), time.sleep)
-                last = kept[-1].time_ns if kept else since
-                _print((one for one in newer if one.time_ns > last), timestamps=timestamps)
-            return
+            if not follow:
+                return
         if follow:
-            held = logs.follow(
-                path, lambda: wait_until_over(containers, room, record, 0) is not None, time.sleep
-            )
-        _print(held, timestamps=timestamps)
-
-
-def _is_over(containers: ContainerStore, record: Record) -> bool:
-    from pykvm.containers.records import NoContainerError
-
-    try:
-        return not containers.get(record.id).is_live
-    except NoContainerError:
-        return True
+            has_ended = end_test(containers, room, record)
+            newer = logs.follow(path, has_ended, time.sleep)
+            _print((one for one in newer if one.time_ns > last), timestamps=timestamps)
+        else:
+            _print(logs.read_log(path), timestamps=timestamps)
 
 
 def _print(entries: Any, *, timestamps: bool) -> None:
@@ -89,11 +86,21 @@ def _stamped(entry: LogEntry, stamp: bytes, begins: dict[int, bool]) -> bytes:
 
 
 @click.command("inspect")
-@click.argument("names", metavar="CONTAINER...", nargs=-1, required=True)
+@click.argument(
+    "names", metavar="CONTAINER...", nargs=-1, required=True, shell_complete=complete.containers()
+)
 @click.option("--layers", is_flag=True, help="Draw what it stands on, from its process down to the host.")
 @click.option("--json", "as_json", is_flag=True, help="With --layers: for machines.")
 def inspect_command(names: tuple[str, ...], layers: bool, as_json: bool) -> None:
-    """Print all that is known of containers, as JSON; or with --layers what they stand on."""
+    """Print all that is known of containers, as JSON; or with --layers what they stand on.
+
+    State.HeldBy says which limits held one that has ended, with the kernel's figures.
+
+    \b
+    Examples:
+      pykvm container inspect --layers web         process, overlay, namespaces, cgroup, kernel, machine, host
+      pykvm container inspect --layers --json web | jq '.[].namespaces'
+    """  # noqa: D301 - click wants the \b itself
     from pykvm.containers.listing import inspect
     from pykvm.containers.stack import drawn
 
@@ -122,11 +129,21 @@ def _stack(containers: ContainerStore, room: Room, record: Record) -> dict[str, 
 
 
 @click.command("which-layer")
-@click.argument("name", metavar="CONTAINER")
+@click.argument("name", metavar="CONTAINER", shell_complete=_live)
 @click.argument("path")
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
 def which_layer_command(name: str, path: str, as_json: bool) -> int:
-    """Say which layer of a running container the file at PATH comes from, and what each layer says of it."""
+    """Say which layer of a running container the file at PATH comes from, and what each layer says of it.
+
+    The layers are listed from the top. `upper` is what the container itself has written, `earlier runs` what
+    it had written before it was started again; the others are its image's, by their digests. A whiteout hides
+    what is below it; an opaque directory what is in those below.
+
+    \b
+    Examples:
+      pykvm container which-layer web /etc/passwd
+      pykvm container which-layer --json web /bin/sh
+    """  # noqa: D301 - click wants the \b itself
     import os.path
 
     from pykvm.containers.stack import which_layer
@@ -148,7 +165,7 @@ def which_layer_command(name: str, path: str, as_json: bool) -> int:
 
 
 @click.command("top")
-@click.argument("name", metavar="CONTAINER")
+@click.argument("name", metavar="CONTAINER", shell_complete=_live)
 def top_command(name: str) -> None:
     """List the processes of a container; ids are the guest's."""
     from pykvm.containers.listing import top_rows
@@ -163,7 +180,9 @@ def top_command(name: str) -> None:
 
 
 @click.command("stats")
-@click.argument("names", metavar="[CONTAINER]...", nargs=-1)
+@click.argument(
+    "names", metavar="[CONTAINER]...", nargs=-1, shell_complete=complete.containers("running", "paused")
+)
 @click.option("--no-stream", is_flag=True, help="Once, and not again and again.")
 @click.option("--json", "as_json", is_flag=True, help="For machines; once.")
 def stats_command(names: tuple[str, ...], no_stream: bool, as_json: bool) -> None:

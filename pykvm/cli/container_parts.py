@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from pykvm.containers.records import ContainerStore, Record
     from pykvm.containers.store import ImageStore
 
-__all__ = ["StepPrinter", "agent", "each", "notice", "seen", "stores", "table"]
+__all__ = ["StepPrinter", "agent", "each", "notice", "seen", "stores", "table", "watch"]
+
+
+_KILLED = 137
 
 
 def notice(text: str) -> None:
@@ -74,20 +77,65 @@ def each(names: tuple[str, ...], do: Callable[[str], str | None]) -> int:
     return status
 
 
+def watch(
+    link: Any,
+    record: Record,
+    said: str,
+    *,
+    attach: bool,
+    reads: bool,
+    on_event: Callable[[Mapping[str, Any]], None],
+) -> int:
+    """Wait for a container's start, and say so, or if attached for its end; the exit status."""
+    from pykvm.containers.talk import DetachedError, ServicePeer, converse
+
+    peer = ServicePeer(link)
+    if attach:
+        try:
+            ending = converse(peer, reads=reads, is_tty=record.tty, on_event=on_event)
+        except DetachedError:
+            return 0
+        if ending.get("event") == "failed":
+            return _failed(ending)
+        status = int(ending.get("status") or 0)
+        if text := ending.get("text") or (status == _KILLED and "; ".join(ending.get("held") or ())):
+            notice(f"pykvm: container {record.name}: {text}")
+        return status
+    for item in peer.items():
+        if isinstance(item, dict) and item.get("event") == "failed":
+            return _failed(item)
+        if isinstance(item, dict) and item.get("event") == "started":
+            click.echo(said)
+            return 0
+        on_event(item if isinstance(item, dict) else {})
+    notice("pykvm: the machine ended before the container had started")
+    return 125
+
+
+def _failed(said: Mapping[str, Any]) -> int:
+    notice(f"pykvm: {said.get('text')}")
+    return int(said.get("status") or 125)
+
+
 class StepPrinter:
-    """Prints the steps of `--explain` on stderr, numbered as they come; nothing for other events."""
+    """Prints the steps of `--explain` on stderr, numbered as they come, and at the last what all took."""
 
     def __init__(self) -> None:
-        self._count = 0
+        self._steps: list[Mapping[str, Any]] = []
 
     def __call__(self, event: Mapping[str, Any]) -> None:
-        """One event."""
+        """One event; those that are no steps pass."""
         if event.get("event") != "step":
             return
-        from pykvm.containers.explain import step_line
+        from pykvm.containers.explain import step_line, steps_total
 
-        self._count += 1
-        click.echo(step_line(event, self._count), err=True)
+        self._steps.append(event)
+        call, *effect = step_line(event, len(self._steps)).split("\n")
+        click.echo(call, err=True)
+        for line in effect:
+            click.echo(click.style(line, dim=True), err=True)  # click leaves it plain where no terminal is
+        if event.get("call") == "execve":
+            click.echo(steps_total(self._steps), err=True)
 
 
 def table(head: list[str], body: list[list[str]]) -> None:

@@ -1,4 +1,4 @@
-"""pykvm container run: a new container from an image."""
+"""pykvm container run, create: a new container from an image."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pykvm.cli import complete
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from pykvm.containers.guest_options import GuestOptions
+    from pykvm.containers.records import ContainerStore, Record
     from pykvm.containers.run_options import RunOptions
 
-__all__ = ["run_command"]
+__all__ = ["create_command", "run_command"]
 
 _MANY: dict[str, Any] = {"multiple": True}
 
@@ -21,7 +25,7 @@ _MANY: dict[str, Any] = {"multiple": True}
     "run",
     context_settings={"allow_interspersed_args": False, "help_option_names": ["--help"]},
 )
-@click.argument("image")
+@click.argument("image", shell_complete=complete.images)
 @click.argument("words", metavar="[COMMAND] [ARG]...", nargs=-1, type=click.UNPROCESSED)
 @click.option("-i", "--interactive", is_flag=True, help="Give it our input.")
 @click.option("-t", "--tty", is_flag=True, help="Give it a terminal.")
@@ -90,6 +94,7 @@ _MANY: dict[str, Any] = {"multiple": True}
     default="",
     metavar="NAME",
     envvar="PYKVM_VM",
+    shell_complete=complete.machines,
     help="Share this machine, made if need be, which stays.  [default: one of its own]",
 )
 @click.option(
@@ -120,67 +125,75 @@ def run_command(image: str, words: tuple[str, ...], **given: Any) -> int:
     \b
     The exit status is the command's own, or
       125 pykvm failed    126 can't be executed    127 not found    128+n ended by signal n
+
+    \b
+    Examples:
+      pykvm container run --rm -it busybox               a shell, gone when it ends
+      pykvm container run -d --name web -p 8080:80 busybox httpd -f
+      pykvm container run --memory 16m busybox tail /dev/zero     what a limit does
+      pykvm container run --vm lab --explain busybox true         each step, in a machine that stays
+      pykvm container run -v "$PWD:/src:ro" -w /src busybox ls -l
+
     """  # noqa: D301 - click wants the \b itself
-    from pykvm.cli.container_parts import StepPrinter, notice, stores
-    from pykvm.cli.progress import bars
-    from pykvm.containers.guest_options import GuestOptions
-    from pykvm.containers.running import Wish, add_container, find_image, start_container
-    from pykvm.containers.runtimes import OWN_RUNTIME
-    from pykvm.errors import ConfigError
+    from pykvm.cli.container_parts import StepPrinter, watch
+    from pykvm.containers.records import StateError
+    from pykvm.containers.running import start_container
     from pykvm.registry import Room
 
+    if given["tty"] and given["interactive"] and not given["detach"] and not os.isatty(0):
+        raise StateError("the input device is not a TTY")
+    containers, record, guest = _made(image, words, given)
+    attach = not given["detach"]
+    with Room() as room:
+        try:
+            link = start_container(room, containers, record, guest, attach=attach, explain=given["explain"])
+        except BaseException:
+            containers.remove(record)
+            raise
+    reads = given["interactive"]
+    with link:
+        return watch(link, record, record.id, attach=attach, reads=reads, on_event=StepPrinter())
+
+
+def _create(image: str, words: tuple[str, ...], **given: Any) -> None:
+    """Make a container from IMAGE, for `start` to begin; print its ID.
+
+    The options are those of `run`.
+    """
+    _, record, _ = _made(image, words, given)
+    click.echo(record.id)
+
+
+create_command = click.Command(
+    "create",
+    context_settings=run_command.context_settings,
+    params=[one for one in run_command.params if one.name not in {"detach", "explain"}],
+    callback=_create,
+    help=_create.__doc__,
+)
+
+
+def _made(
+    image: str, words: tuple[str, ...], given: Mapping[str, Any]
+) -> tuple[ContainerStore, Record, GuestOptions]:
+    """A container that has not begun, and the machine that it wants."""
+    from pykvm.cli.container_parts import notice, stores
+    from pykvm.cli.progress import bars
+    from pykvm.containers.guest_options import GuestOptions
+    from pykvm.containers.running import Wish, add_container, find_image
+    from pykvm.containers.runtimes import OWN_RUNTIME
+
     options = _options(words, given)
-    if options.tty and options.interactive and not given["detach"] and not os.isatty(0):
-        raise ConfigError("the input device is not a TTY")
     store, containers = stores()
     with bars() as progress:
         entry = find_image(store, image, notice, progress)
-    wish = Wish(image, given["name"], given["vm"], given["remove"], runtime=given["runtime"])
     has_volumes = bool(given["vm"] or given["volumes"])
     others = () if given["runtime"] == OWN_RUNTIME else (given["runtime"],)
     guest = GuestOptions(
         given["vm_memory"], given["vm_cpus"], given["vm_disk"], has_volumes, not given["vm"], others
     )
-    with Room() as room:
-        record = add_container(store, containers, wish, options, entry)
-        try:
-            link = start_container(
-                room, containers, record, guest, attach=not given["detach"], explain=given["explain"]
-            )
-        except BaseException:
-            containers.remove(record)
-            raise
-    with link:
-        return _see(link, record.id, options, detach=given["detach"], on_event=StepPrinter())
-
-
-def _see(link: Any, container_id: str, options: RunOptions, *, detach: bool, on_event: Any) -> int:
-    """Wait for its start or, attached, its end; the exit status."""
-    from pykvm.containers.talk import DetachedError, ServicePeer, converse
-
-    peer = ServicePeer(link)
-    if not detach:
-        try:
-            ending = converse(peer, reads=options.interactive, is_tty=options.tty, on_event=on_event)
-        except DetachedError:
-            return 0
-        if ending.get("event") == "failed":
-            return _failed(ending)
-        return int(ending.get("status") or 0)
-    for item in peer.items():
-        if isinstance(item, dict) and item.get("event") == "failed":
-            return _failed(item)
-        if isinstance(item, dict) and item.get("event") == "started":
-            click.echo(container_id)
-            return 0
-        on_event(item)
-    click.echo("pykvm: the machine ended before the container had started", err=True)
-    return 125
-
-
-def _failed(said: Mapping[str, Any]) -> int:
-    click.echo(f"pykvm: {said.get('text')}", err=True)
-    return int(said.get("status") or 125)
+    wish = Wish(image, given["name"], given["vm"], given["remove"], given["runtime"], guest)
+    return containers, add_container(store, containers, wish, options, entry), guest
 
 
 def _options(words: tuple[str, ...], given: Mapping[str, Any]) -> RunOptions:
@@ -197,11 +210,11 @@ def _options(words: tuple[str, ...], given: Mapping[str, Any]) -> RunOptions:
         workdir=given["workdir"],
         user=given["user"],
         group_add=given["group_add"],
-        hostname=given["hostname"],
+        hostname=read.parse_hostname(given["hostname"]),
         entrypoint=given["entrypoint"],
         read_only=given["read_only"],
         tmpfs=dict(map(read.parse_tmpfs, given["tmpfs"])),
-        limits=read.limits_of(given, given["vm_cpus"]),
+        limits=read.limits_of(given, _cpus(given)),
         cap_add=given["cap_add"],
         cap_drop=given["cap_drop"],
         no_new_privileges=no_new,
@@ -215,6 +228,17 @@ def _options(words: tuple[str, ...], given: Mapping[str, Any]) -> RunOptions:
         stop_signal=given["stop_signal"],
         shm_bytes=read.parse_bytes(given["shm_size"], "--shm-size"),
     )
+
+
+def _cpus(given: Mapping[str, Any]) -> int:
+    """How many vCPUs the machine has, or will have."""
+    from pykvm.containers.launch import machine_cpus
+    from pykvm.registry import Room
+
+    with Room() as room:
+        if given["vm"] and room.is_running(given["vm"]):
+            return machine_cpus(room, given["vm"])
+    return int(given["vm_cpus"])
 
 
 def _security(texts: tuple[str, ...]) -> tuple[bool, dict[str, Any] | None]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from pykvm.cli import complete
 from pykvm.cli.container_parts import agent, each, seen, table
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pykvm.containers.records import Record
 
 __all__ = [
@@ -23,8 +26,17 @@ __all__ = [
     "wait_command",
 ]
 
+_STATES = ["created", "running", "paused", "exited"]
 _HEAD = ["CONTAINER ID", "IMAGE", "COMMAND", "CREATED", "STATUS", "PORTS", "NAMES", "MACHINE"]
-_many = click.argument("names", metavar="CONTAINER...", nargs=-1, required=True)
+
+
+_F = TypeVar("_F", bound="Callable[..., Any]")
+
+
+def _many(*states: str) -> Callable[[_F], _F]:
+    """The containers that a command is for; those in these states are completed."""
+    known = complete.containers(*states)
+    return click.argument("names", metavar="CONTAINER...", nargs=-1, required=True, shell_complete=known)
 
 
 @click.command("ps")
@@ -44,7 +56,16 @@ _many = click.argument("names", metavar="CONTAINER...", nargs=-1, required=True)
 def ps_command(
     whole: bool, quiet: bool, latest: bool, no_trunc: bool, filters: tuple[str, ...], as_json: bool
 ) -> None:
-    """List the containers that run."""
+    """List the containers that run.
+
+    STATUS says of one that has ended with which exit status, and whether its machine ended under it or the
+    kernel killed it for memory.
+
+    \b
+    Examples:
+      pykvm container ps -a
+      pykvm container ps -aq --filter status=exited | xargs pykvm container rm
+    """  # noqa: D301 - click wants the \b itself
     from dataclasses import asdict
 
     from pykvm.containers.listing import ps_row, state_text
@@ -80,11 +101,13 @@ def _filter(text: str) -> Any:
     }
     if not equals or key not in tests:
         raise ConfigError(f"invalid filter '{text}'; there are name=, status=, id=, label= and vm=")
+    if key == "status" and value not in _STATES:
+        raise ConfigError(f"invalid filter 'status={value}'; there are {', '.join(_STATES)}")
     return tests[key]
 
 
 @click.command("stop")
-@_many
+@_many("running", "paused")
 @click.option(
     "-t",
     "--time",
@@ -96,7 +119,15 @@ def _filter(text: str) -> Any:
     metavar="N",
     help="Seconds to wait before it is killed.",
 )
-@click.option("-s", "--signal", "name", default="", metavar="SIGNAL", help="Send this instead of its own.")
+@click.option(
+    "-s",
+    "--signal",
+    "name",
+    default="",
+    metavar="SIGNAL",
+    shell_complete=complete.signals,
+    help="Send this instead of its own.",
+)
 def stop_command(names: tuple[str, ...], seconds: int, name: str) -> int:
     """Ask containers to end, and kill them if they have not after a while."""
     from pykvm.containers.acting import stop
@@ -108,8 +139,17 @@ def stop_command(names: tuple[str, ...], seconds: int, name: str) -> int:
 
 
 @click.command("kill")
-@_many
-@click.option("-s", "--signal", "name", default="KILL", show_default=True, metavar="SIGNAL", help="Which.")
+@_many("running", "paused")
+@click.option(
+    "-s",
+    "--signal",
+    "name",
+    default="KILL",
+    show_default=True,
+    metavar="SIGNAL",
+    shell_complete=complete.signals,
+    help="Which.",
+)
 def kill_command(names: tuple[str, ...], name: str) -> int:
     """Send containers a signal."""
     from pykvm.containers.running import signal_number
@@ -141,21 +181,21 @@ def _set_state(text: str, op: str, before: str, after: str) -> None:
 
 
 @click.command("pause")
-@_many
+@_many("running")
 def pause_command(names: tuple[str, ...]) -> int:
     """Hold all processes of containers where they are."""
     return each(names, lambda text: _set_state(text, "pause", "running", "paused"))
 
 
 @click.command("unpause")
-@_many
+@_many("paused")
 def unpause_command(names: tuple[str, ...]) -> int:
     """Let paused containers go on."""
     return each(names, lambda text: _set_state(text, "unpause", "paused", "running"))
 
 
 @click.command("wait")
-@_many
+@_many("running", "paused")
 def wait_command(names: tuple[str, ...]) -> int:
     """Wait for containers to end, and print their exit statuses."""
     from pykvm.containers.acting import wait
@@ -165,7 +205,7 @@ def wait_command(names: tuple[str, ...]) -> int:
 
 
 @click.command("rm")
-@_many
+@_many()
 @click.option("-f", "--force", is_flag=True, help="Kill those that run.")
 def rm_command(names: tuple[str, ...], force: bool) -> int:
     """Remove containers with what they printed and changed."""
@@ -176,7 +216,7 @@ def rm_command(names: tuple[str, ...], force: bool) -> int:
 
 
 @click.command("update")
-@_many
+@_many("running", "paused")
 @click.option("-m", "--memory", metavar="SIZE", help="At most so much memory.")
 @click.option("--memory-swap", metavar="SIZE", help="At most so much memory and swap together.")
 @click.option("--cpus", type=float, metavar="N", help="At most the time of so many CPUs.")
@@ -184,12 +224,21 @@ def rm_command(names: tuple[str, ...], force: bool) -> int:
 @click.option("--cpuset-cpus", default="", metavar="LIST", help="Only on these CPUs.")
 @click.option("--pids-limit", type=int, metavar="N", help="At most so many processes and threads.")
 def update_command(names: tuple[str, ...], **given: Any) -> int:
-    """Change the limits of containers that run."""
+    """Change the limits of containers that run.
+
+    \b
+    Examples:
+      pykvm container update --memory 64m --pids-limit 50 web
+      pykvm container update --cpus 0.5 web db
+    """  # noqa: D301 - click wants the \b itself
     from dataclasses import replace
 
     from pykvm.containers.launch import machine_cpus
     from pykvm.containers.run_options import limits_of
     from pykvm.registry import Room
+
+    if not any(given.values()):
+        raise click.UsageError("name a limit to change: --memory, --cpus, --pids-limit, …")
 
     def update(text: str) -> None:
         with agent(text) as (containers, record, client), Room() as room:

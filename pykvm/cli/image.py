@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pykvm.cli import complete
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -128,7 +130,7 @@ def load(
 
 
 @command.command()
-@click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
+@click.argument("images", metavar="IMAGE...", nargs=-1, required=True, shell_complete=complete.images)
 @click.option("-o", "--output", "target", type=_FILE, metavar="FILE", help="Write there.  [default: stdout]")
 @click.option(
     "--format",
@@ -217,7 +219,7 @@ def ls(
 
 
 @command.command()
-@click.argument("image")
+@click.argument("image", shell_complete=complete.images)
 @_no_trunc
 @_as_json
 @click.pass_obj
@@ -249,7 +251,7 @@ def history(store: Callable[[], ImageStore], image: str, no_trunc: bool, as_json
 
 
 @command.command()
-@click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
+@click.argument("images", metavar="IMAGE...", nargs=-1, required=True, shell_complete=complete.images)
 @click.pass_obj
 def inspect(store: Callable[[], ImageStore], images: tuple[str, ...]) -> None:
     """Print all that is known of images.
@@ -263,8 +265,8 @@ def inspect(store: Callable[[], ImageStore], images: tuple[str, ...]) -> None:
 
 
 @command.command()
-@click.argument("image_a", metavar="A")
-@click.argument("image_b", metavar="[B]", required=False)
+@click.argument("image_a", metavar="A", shell_complete=complete.images)
+@click.argument("image_b", metavar="[B]", required=False, shell_complete=complete.images)
 @click.option("--layers", is_flag=True, help="Layer by layer; what both share is named once.")
 @_as_json
 @click.pass_obj
@@ -302,7 +304,7 @@ def diff(
 
 
 @command.command()
-@click.argument("source")
+@click.argument("source", shell_complete=complete.images)
 @click.argument("target")
 @click.pass_obj
 def tag(store: Callable[[], ImageStore], source: str, target: str) -> None:
@@ -321,8 +323,13 @@ def tag(store: Callable[[], ImageStore], source: str, target: str) -> None:
 
 
 @command.command()
-@click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
-@click.option("-f", "--force", is_flag=True, help="With an ID: take all its names away.")
+@click.argument("images", metavar="IMAGE...", nargs=-1, required=True, shell_complete=complete.images)
+@click.option(
+    "-f",
+    "--force",
+    is_flag=True,
+    help="Take all names of an ID away; and remove what containers that ended need.",
+)
 @_as_json
 @click.pass_obj
 def rm(store: Callable[[], ImageStore], images: tuple[str, ...], force: bool, as_json: bool) -> None:

@@ -12,10 +12,12 @@ from pykvm.containers.launch import agent_of, started_of
 from pykvm.containers.records import NoContainerError, StateError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pykvm.containers.records import ContainerStore, Record
     from pykvm.registry import Room
 
-__all__ = ["remove", "stop", "wait", "wait_until_over"]
+__all__ = ["end_test", "remove", "stop", "wait", "wait_until_over"]
 
 _LOOK_S = 0.02
 _SWEEP_S = 0.5
@@ -30,19 +32,31 @@ def wait_until_over(
     One that is removed meanwhile has ended; its last known record is given.
     """
     end = None if limit_s is None else time.monotonic() + limit_s
-    next_sweep = time.monotonic() + _SWEEP_S
-    while record.is_live:
+    has_ended = end_test(containers, room, record)
+    while not has_ended():
         if end is not None and time.monotonic() > end:
             return None
+        time.sleep(_LOOK_S)
+    with suppress(NoContainerError):
+        return containers.get(record.id)
+    return record
+
+
+def end_test(containers: ContainerStore, room: Room, record: Record) -> Callable[[], bool]:
+    """Says whether a container has ended, each time it is called; that its machine has, it finds out."""
+    next_sweep = time.monotonic() + _SWEEP_S
+
+    def has_ended() -> bool:
+        nonlocal next_sweep
         if time.monotonic() > next_sweep:
             containers.sweep(lambda name: started_of(room, name))
             next_sweep = time.monotonic() + _SWEEP_S
-        time.sleep(_LOOK_S)
         try:
-            record = containers.get(record.id)
+            return not containers.get(record.id).is_live
         except NoContainerError:
-            break
-    return record
+            return True
+
+    return has_ended
 
 
 def wait(containers: ContainerStore, room: Room, text: str) -> str:

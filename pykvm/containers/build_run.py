@@ -14,14 +14,18 @@ from pykvm.containers.calls import Data
 from pykvm.containers.changes import write_layer
 from pykvm.containers.documents import CONFIG_TYPE, Descriptor, Image
 from pykvm.containers.guest_options import GuestOptions
+from pykvm.containers.kept import files_of
+from pykvm.containers.launch import ensure_machine, reach
 from pykvm.containers.records import ContainerStore
 from pykvm.containers.run_options import RunOptions
 from pykvm.containers.running import Wish, add_container_of, start_container
 from pykvm.containers.talk import ServicePeer
+from pykvm.control import ask
 from pykvm.errors import ImageError, PykvmError
 from pykvm.registry import Room, stop
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Sequence
 
     from pykvm.containers.records import Record
@@ -35,7 +39,10 @@ _STOP_S = 60.0
 
 
 class BuildMachine:
-    """Runs the commands of one build. close() ends its machine, if there was need of one."""
+    """Runs the commands of one build. close() ends its machine, if there was need of one.
+
+    So does the end of this process, however it comes: the machine is held by a connection of ours.
+    """
 
     def __init__(self, store: ImageStore, notice: Callable[[str], None]) -> None:
         """`notice` is told what commands print, line by line."""
@@ -43,6 +50,7 @@ class BuildMachine:
         self._containers = ContainerStore(store.root)
         self._notice = notice
         self._name = f"build-{secrets.token_hex(4)}"
+        self._hold: socket.socket | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -55,6 +63,8 @@ class BuildMachine:
         with Room() as room, suppress(PykvmError):
             if room.is_running(self._name):
                 stop(room, self._name, timeout_s=_STOP_S)
+        if self._hold:
+            self._hold.close()
 
     def run(
         self,
@@ -83,7 +93,11 @@ class BuildMachine:
 
     def _carry_out(self, record: Record, text: str) -> None:
         with Room() as room:
-            guest = GuestOptions(memory=_MEMORY)
+            guest = GuestOptions(memory=_MEMORY, for_one=True)
+            if not self._hold:
+                ensure_machine(room, self._name, guest, self._store.root, files_of(self._containers, record))
+                self._hold = reach(room, self._name)
+                ask(self._hold, {"do": "hold"})
             link = start_container(room, self._containers, record, guest, attach=True, explain=False)
         held = {1: b"", 2: b""}
         ending: dict[str, Any] = {}

@@ -12,7 +12,7 @@ from pykvm.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["ALL", "DEFAULT", "chosen", "number_of"]
+__all__ = ["ALL", "DEFAULT", "chosen", "names_of", "number_of"]
 
 ALL = tuple(
     f"CAP_{name}"
@@ -34,6 +34,11 @@ DEFAULT = frozenset(
     ).split()
 )
 """Those a container has unless it is told otherwise: docker's."""
+
+
+def names_of(mask: int) -> list[str]:
+    """The names of a mask's bits, as in /proc/PID/status; those of a newer kernel are left out."""
+    return [name for number, name in enumerate(ALL) if mask >> number & 1]
 
 
 def number_of(name: str) -> int:

@@ -12,18 +12,18 @@ from contextlib import suppress
 from typing import IO, TYPE_CHECKING, Any
 
 from pykvm.containers.calls import AgentError, AgentGoneError, Call
-from pykvm.containers.changes import buffered
 from pykvm.containers.layer import Kind, LayerReader
 from pykvm.containers.limits import Limits
-from pykvm.containers.tarstream import Sink
+from pykvm.containers.tarstream import Sink, buffered
 from pykvm.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from pykvm.containers.calls import AgentClient
 
-__all__ = ["pack", "put", "target_in", "unpack"]
+__all__ = ["folder_in", "pack", "put", "target_in", "unpack"]
 
 _CHUNK = 1 << 18
 
@@ -122,17 +122,32 @@ def put(client: AgentClient, tar: IO[bytes], **words: Any) -> None:
         call.forget()
 
 
-def target_in(client: AgentClient, name: str, path: str, source: str, *, is_folder: bool) -> tuple[str, str]:
-    """The folder in the container, and the name in it, for what is copied to `path`. Raises ConfigError."""
+def folder_in(client: AgentClient | None, name: str, path: str) -> bool | None:
+    """Whether a path in a container that runs leads to a directory; None if nothing is there."""
+    if client is None:
+        return None
     try:
         about = client.ask("stat", 60, name=name, path=path, follow=True)
     except AgentError:
-        about = {}
-    if about and int(about["mode"]) & 0o170000 == 0o040000:
+        return None
+    return int(about["mode"]) & 0o170000 == 0o040000
+
+
+def target_in(
+    about: Callable[[str], bool | None], path: str, source: str, *, is_folder: bool
+) -> tuple[str, str]:
+    """The folder in the container, and the name in it, for what is copied to `path`. Raises ConfigError.
+
+    `about` says whether a path in the container is a directory, None if there is none.
+    """
+    found = about(path)
+    if found:
         return path, source
     if path.endswith("/") and not is_folder:
         raise ConfigError(f"destination directory must exist: {path}")
     folder, _, last = path.rstrip("/").rpartition("/")
-    if about and is_folder:
+    if found is False and is_folder:
         raise ConfigError(f"cannot copy directory to a file: {path}")
+    if not about(folder or "/"):
+        raise ConfigError(f"Could not find the file {folder or '/'} in the container")
     return folder or "/", last

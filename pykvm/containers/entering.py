@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import TYPE_CHECKING, Any
 
+from pykvm.containers.creation import for_agent
 from pykvm.containers.running import user_of
 from pykvm.containers.seccomp import compile_filter
-from pykvm.containers.service import for_agent
 from pykvm.errors import PykvmError
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ def entry_request(
     process["capabilities"] = {"bounding": bounding, "effective": held, "permitted": held, "inheritable": []}
     if given.get("tty"):
         variables.setdefault("TERM", "xterm")
+        size = shutil.get_terminal_size()
+        process["consoleSize"] = {"height": size.lines, "width": size.columns}
     variables |= env
     process["env"] = [f"{name}={value}" for name, value in variables.items()]
     process["args"], process["terminal"] = list(words), bool(given.get("tty"))

@@ -6,9 +6,17 @@ import errno
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
-__all__ = ["step_line"]
+__all__ = ["step_line", "steps_total"]
+
+
+def steps_total(steps: Sequence[Mapping[str, Any]]) -> str:
+    """How many steps there were, how long the calls took, and from the first to the last."""
+    inside = sum(int(one.get("ns") or 0) for one in steps) / 1e6
+    first, last = (int(steps[at].get("at_ns") or 0) for at in (0, -1))
+    whole = (last - first + int(steps[-1].get("ns") or 0)) / 1e6
+    return f"{len(steps)} steps in {whole:.1f} ms, {inside:.1f} ms of them in these calls"
 
 
 def step_line(step: Mapping[str, Any], number: int) -> str:

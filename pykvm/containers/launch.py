@@ -100,9 +100,10 @@ def ensure_machine(
     os.wait()
     with os.fdopen(receive, "rb") as said:
         line = said.readline().decode(errors="replace").strip()
-    if line != "ready" and not room.is_running(name):
+    is_anothers = "runs already" in line and room.is_running(name)  # who was faster: it is as good
+    if line != "ready" and not is_anothers:
         raise PykvmError(
-            f"machine {name} did not start: {line or 'its process ended; ' + str(_log(root, name))}"
+            f"machine {name} did not start: {line or f'its process ended; {_log(root, name)} says more'}"
         )
 
 
@@ -122,7 +123,7 @@ def _own(
     status = 1
     try:
         _leave(_log(root, name), told)
-        _serve(name, options, parts, layers, told)
+        _serve(name, options, parts, layers, told, _log(root, name))
         status = 0
     except PykvmError as error:
         _tell(told, " ".join(str(error).split()))
@@ -164,7 +165,9 @@ def _tell(told: int, line: str) -> None:
         pass  # who started it has gone; the log has it
 
 
-def _serve(name: str, options: GuestOptions, parts: Any, layers: Sequence[LayerFile], told: int) -> None:
+def _serve(
+    name: str, options: GuestOptions, parts: Any, layers: Sequence[LayerFile], told: int, log: Path
+) -> None:
     from pykvm.containers.dialling import connect_agent  # noqa: PLC0415 - the daemon alone pays
     from pykvm.containers.guest import ContainerGuest  # noqa: PLC0415 - as above
     from pykvm.containers.service import Service  # noqa: PLC0415 - as above
@@ -191,18 +194,24 @@ def _serve(name: str, options: GuestOptions, parts: Any, layers: Sequence[LayerF
                 lambda *_: threading.Thread(target=service.shut_down, daemon=True).start(),
             )
 
+            was_told = threading.Event()
+
             def begin() -> None:
                 try:
                     service.begin(lambda: connect_agent(vsock))
+                    was_told.set()
                     _tell(told, "ready")
                     if options.for_one:
                         service.end_unless_used(_UNUSED_S)
-                except PykvmError as error:
-                    _tell(told, str(error))
+                except PykvmError:
                     machine.stop()
 
             with Control(seat, machine, service.answers()):
                 threading.Thread(target=begin, name="greeting", daemon=True).start()
                 result = guest.run()
+                if not was_told.is_set():
+                    _tell(told, f"{result}; {log} has its kernel's words")
                 print(f"pykvm: {result}", flush=True)  # noqa: T201 - to the log
-                service.finish()
+                service.finish(
+                    "" if str(result.reason) == "exit" else f"{result}; its kernel's words are in {log}"
+                )

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["duration", "inspect", "instant", "ps_row", "state_text", "stats_of", "stats_row", "top_rows"]
 
 _HERTZ = 100
+_KILLED = 137
 _NEVER = "0001-01-01T00:00:00Z"
 
 
@@ -41,14 +42,17 @@ def duration(seconds: float) -> str:
 
 
 def state_text(record: Record, now_ns: int | None = None) -> str:
-    """STATUS of `ps`."""
+    """STATUS of `ps`: docker's words, and why it ended where it did not end by itself."""
     now = time.time_ns() if now_ns is None else now_ns
     if record.state == "created":
         return "Created"
     if record.is_live:
         paused = " (Paused)" if record.state == "paused" else ""
         return f"Up {duration((now - record.started_ns) / 1e9)}{paused}"
-    return f"Exited ({record.status}) {duration((now - record.finished_ns) / 1e9)} ago"
+    ago = f"Exited ({record.status}) {duration((now - record.finished_ns) / 1e9)} ago"
+    if record.error.startswith("its machine"):
+        return f"{ago}, machine ended"
+    return f"{ago}, out of memory" if record.oom_kills and record.status == _KILLED else ago
 
 
 def ps_row(record: Record, *, whole: bool, now_ns: int | None = None) -> list[str]:
@@ -92,6 +96,7 @@ def inspect(record: Record, config: Mapping[str, Any]) -> dict[str, Any]:
             "Running": record.is_live,
             "Paused": record.state == "paused",
             "OOMKilled": record.oom_kills > 0,
+            "HeldBy": record.held,
             "Dead": False,
             "Pid": record.pid,
             "ExitCode": record.status,

@@ -8,6 +8,7 @@
       ID/config.json       OCI's config.json
       ID/log, log.1        what it printed (pykvm.containers.logs)
       ID/upper.tar         what it changed in its files, once it has ended
+      ID/upper.erofs       the same as a layer, where it was started again
 
 A record says in which machine the container is, and when that was started: a container that is said to run in
 a machine that is no more has ended with it, and whoever looks first writes that down.
@@ -106,6 +107,12 @@ class Record:
     """[device, rate] by OCI's names for throttling block devices."""
     runtime: str = "pykvm"
     """Who makes its first process: the agent, or one of pykvm.containers.runtimes."""
+    kept: str = ""
+    """The key of the layer of what it changed before it was started again."""
+    held: list[str] = field(default_factory=list)
+    """Which limits held it (pykvm.containers.holding), once it has ended."""
+    guest: dict[str, Any] = field(default_factory=dict)
+    """How large its machine is made if it has one of its own (pykvm.containers.guest_options)."""
 
     @property
     def short(self) -> str:
@@ -139,23 +146,11 @@ class ContainerStore:
         Raises NameTakenError, ConfigError.
         """
         if not _NAME.fullmatch(record.name):
-            raise ConfigError(
-                f"Invalid container name ({record.name}), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed"
-            )
+            raise _bad_name(record.name)
         with self.locked():
             there = self.all()
-            for other in there:
-                if other.name == record.name:
-                    raise NameTakenError(
-                        f"Conflict. The container name {record.name!r} is already in use by container "
-                        f'"{other.short}". You have to remove (or rename) that container to be able to reuse '
-                        "that name."
-                    )
-            taken = {other.first_id for other in there if other.state in _LIVE}
-            first = next(at for at in range(_FIRST_ID, 1 << 31, ID_COUNT) if at not in taken)
-            if record.volumes:
-                first = VOLUME_FIRST_ID
-            record = replace(record, first_id=first, address=_address(record, there))
+            _check_name(record.name, there)
+            record = replace(record, first_id=_first_id(record, there), address=_address(record, there))
             text = json.dumps(config(record)).encode()
             folder = self.folder(record)
             folder.mkdir(mode=0o700)
@@ -163,6 +158,39 @@ class ContainerStore:
                 file.write(text)
             self._write(record)
         return record
+
+    def revive(self, record: Record, kept: str) -> Record:
+        """Make one that has ended as one that has not begun, with users and an address that are free now.
+
+        Raises StateError if it is live, NoContainerError if it was removed.
+        """
+        with self.locked():
+            now = self._read(record.id)
+            if now.is_live:
+                raise StateError(f"container {now.name} is {now.state} already")
+            there = [other for other in self.all() if other.id != now.id]
+            now = replace(now, first_id=_first_id(now, there), address=_address(now, there), kept=kept)
+            config = self.config(now)
+            for key in ("uidMappings", "gidMappings"):
+                config["linux"][key][0]["hostID"] = now.first_id
+            with write_whole(self.folder(now) / "config.json") as file:
+                file.write(json.dumps(config).encode())
+            now = replace(
+                now, state="created", pid=0, status=0, error="", held=[], oom_kills=0, finished_ns=0
+            )
+            self._write(now)
+        return now
+
+    def rename(self, record: Record, name: str) -> Record:
+        """Give it another name. Raises ConfigError, NameTakenError, NoContainerError."""
+        if not _NAME.fullmatch(name):
+            raise _bad_name(name)
+        with self.locked():
+            now = self._read(record.id)
+            _check_name(name, self.all())
+            now = replace(now, name=name)
+            self._write(now)
+        return now
 
     def all(self) -> list[Record]:
         """Every container, the newest first; what is damaged or half made is left out."""
@@ -270,6 +298,28 @@ class ContainerStore:
     def _write(self, record: Record) -> None:
         with write_whole(self.folder(record) / "record.json") as file:
             file.write(json.dumps(asdict(record)).encode())
+
+
+def _bad_name(name: str) -> ConfigError:
+    return ConfigError(f"Invalid container name ({name}), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed")
+
+
+def _check_name(name: str, there: list[Record]) -> None:
+    for other in there:
+        if other.name == name:
+            raise NameTakenError(
+                f"Conflict. The container name {name!r} is already in use by container "
+                f'"{other.short}". You have to remove (or rename) that container to be able to reuse '
+                "that name."
+            )
+
+
+def _first_id(record: Record, there: list[Record]) -> int:
+    """Users that no other container that lives has; those with volumes share theirs."""
+    if record.volumes:
+        return VOLUME_FIRST_ID
+    taken = {other.first_id for other in there if other.state in _LIVE}
+    return next(at for at in range(_FIRST_ID, 1 << 31, ID_COUNT) if at not in taken)
 
 
 def _address(record: Record, there: list[Record]) -> str:

@@ -7,12 +7,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pykvm.containers.image_use import check_unused, images_in_use, users_of
 from pykvm.errors import ConfigError, ImageError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pykvm.containers.store import ImageStore
+    from pykvm.containers.store import Entry, ImageStore
 
 __all__ = ["Removed", "collect_garbage", "remove"]
 
@@ -29,7 +30,8 @@ class Removed:
 def remove(store: ImageStore, text: str, *, force: bool = False) -> Removed:
     """Take a name away, and the image with it if that was its last one, as `docker rmi` does.
 
-    An ID takes all names away, if there is one or `force`. Raises ImageNotFoundError, ConfigError.
+    An ID takes all names away, if there is one or `force`. An image that a container needs is removed only
+    by `force`; while the container runs, only its names are. Raises ImageNotFoundError, ConfigError.
     """
     with store.alone():
         by_name = store.find_named(text)
@@ -39,10 +41,16 @@ def remove(store: ImageStore, text: str, *, force: bool = False) -> Removed:
         if len(gone) > 1 and not force:
             names = ", ".join(one.name.familiar for one in gone if one.name)
             raise ConfigError(f"{text}: this image has several names ({names}); --force removes them all")
+        is_last = len(gone) == len(named)
+        users = users_of(store, _id(store, entry)) if is_last else []
+        familiar = by_name.name.familiar if by_name and by_name.name else ""
+        check_unused(users, _id(store, entry), familiar, force=force)
         for one in gone:
             store.untag(one)
         removed = Removed([one.name.familiar for one in gone if one.name], [])
-        if len(gone) == len(named):
+        if users and users[0].is_live:
+            store.tag(entry.descriptor, None)  # it stays without a name, as long as they need it
+        elif is_last:
             _sweep(store, removed, dry_run=False)
         return removed
 
@@ -54,7 +62,12 @@ def collect_garbage(store: ImageStore, *, untagged: bool = False, dry_run: bool 
     """
     with store.alone():
         removed = Removed([], [])
-        nameless = [entry for entry in store.entries() if untagged and not entry.name]
+        used = images_in_use(store) if untagged else set()
+        nameless = [
+            entry
+            for entry in store.entries()
+            if untagged and not entry.name and _id(store, entry) not in used
+        ]
         if not dry_run:
             for entry in nameless:
                 store.untag(entry)
@@ -82,6 +95,14 @@ def _sweep(
             removed.freed_bytes += path.stat().st_size
             if not dry_run:
                 path.unlink()
+
+
+def _id(store: ImageStore, entry: Entry) -> str:
+    """The image's ID, or its manifest's digest if it is damaged."""
+    try:
+        return store.image(entry.descriptor).id
+    except ImageError:
+        return entry.descriptor.digest
 
 
 def _layer_of(path: Path) -> str:

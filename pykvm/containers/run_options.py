@@ -20,6 +20,7 @@ __all__ = [
     "limits_of",
     "parse_bytes",
     "parse_env",
+    "parse_hostname",
     "parse_publish",
     "parse_rate",
     "parse_tmpfs",
@@ -30,6 +31,7 @@ __all__ = [
 _BYTES = re.compile(r"(\d+(?:\.\d+)?) ?([kmgtp]?)(?:i?b)?", re.IGNORECASE)
 _UNITS = {unit: 1 << (10 * power) for power, unit in enumerate(["", "k", "m", "g", "t", "p"])}
 _CPUS = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
+_HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,62}[A-Za-z0-9])?")
 _LEAST_MEMORY = 6 << 20  # docker's, below which no program starts
 _PERIOD_US = 100_000
 _ULIMITS = (
@@ -154,7 +156,7 @@ def limits_of(given: Mapping[str, Any], cpus_there: int) -> Limits:
         cpus=given.get("cpus"),
         cpu_shares=given.get("cpu_shares"),
         cpuset_cpus=given.get("cpuset_cpus") or "",
-        pids=given.get("pids_limit"),
+        pids=_pids(given.get("pids_limit")),
         write_bps=tuple(parse_rate(one, "--device-write-bps") for one in given.get("device_write_bps") or ()),
         read_bps=tuple(parse_rate(one, "--device-read-bps") for one in given.get("device_read_bps") or ()),
     )
@@ -176,6 +178,11 @@ def limits_of(given: Mapping[str, Any], cpus_there: int) -> Limits:
     return found
 
 
+def _pids(number: int | None) -> int | None:
+    """Docker's 0 and -1: no limit."""
+    return number if number is None or number > 0 else -1
+
+
 def _check_cpuset(text: str, cpus_there: int) -> None:
     if not text:
         return
@@ -185,6 +192,13 @@ def _check_cpuset(text: str, cpus_there: int) -> None:
         raise ConfigError(
             f"Requested CPUs are not available - requested {text}, available: 0-{cpus_there - 1}"
         )
+
+
+def parse_hostname(text: str) -> str:
+    """A name that /etc/hosts and the kernel take. Raises ConfigError."""
+    if text and not _HOSTNAME.fullmatch(text):
+        raise ConfigError(f"invalid hostname format: {text}")
+    return text
 
 
 def parse_rate(text: str, what: str) -> DeviceRate:

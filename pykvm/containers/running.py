@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import random
+import shutil
 import signal
 import time
 from contextlib import closing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pykvm.containers.busybox import BUSYBOX, add_busybox
+from pykvm.containers.guest_options import GuestOptions
+from pykvm.containers.kept import files_of, kept_layer
 from pykvm.containers.launch import ensure_machine, reach, started_of
-from pykvm.containers.layer_files import files_of, layer_files
+from pykvm.containers.layer_files import layer_files
 from pykvm.containers.names import parse_name
 from pykvm.containers.oci_config import Place, command_of, oci_config
 from pykvm.containers.progress import silent
@@ -28,7 +31,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from pykvm.containers.documents import Image
-    from pykvm.containers.guest_options import GuestOptions
     from pykvm.containers.progress import Progress
     from pykvm.containers.run_options import RunOptions
     from pykvm.containers.store import Entry, ImageStore
@@ -39,6 +41,8 @@ __all__ = [
     "add_container",
     "add_container_of",
     "find_image",
+    "guest_of",
+    "restart_container",
     "signal_number",
     "start_container",
     "user_of",
@@ -62,8 +66,8 @@ class Wish:
     name: str = ""
     vm: str = ""
     auto_remove: bool = False
-    pull: str = "missing"
     runtime: str = OWN_RUNTIME
+    guest: GuestOptions = field(default_factory=GuestOptions)
 
 
 def find_image(
@@ -74,7 +78,7 @@ def find_image(
         return store.find(text)
     except ImageNotFoundError:
         if text.startswith("sha256:"):
-            raise
+            raise ConfigError(f"Unable to find image '{text}' locally") from None
     name = parse_name(text).with_tag()
     if name == BUSYBOX:
         return add_busybox(store, notice)
@@ -148,6 +152,7 @@ def add_container_of(
             "throttleWriteBpsDevice": [list(one) for one in options.limits.write_bps],
             "throttleReadBpsDevice": [list(one) for one in options.limits.read_bps],
         },
+        guest=wish.guest._asdict(),
     )
     return _add(containers, record, lambda one: oci_config(settings, options, user, _place(one)))
 
@@ -199,6 +204,40 @@ def start_container(
             "id": record.id,
             "attach": attach,
             "explain": explain,
+            "size": tuple(shutil.get_terminal_size()) if attach and record.tty else None,
         },
     )
     return link
+
+
+def guest_of(record: Record) -> GuestOptions:
+    """How large a machine is made for it."""
+    known = {key: value for key, value in record.guest.items() if key in GuestOptions._fields}
+    return GuestOptions(**known)
+
+
+def restart_container(
+    room: Room,
+    store: ImageStore,
+    containers: ContainerStore,
+    record: Record,
+    *,
+    attach: bool,
+) -> socket.socket:
+    """Start one that has ended, or not begun, with its files as it left them; as start_container.
+
+    If its machine can't be had it has ended as before. Raises PykvmError.
+    """
+    try:
+        image = store.image(store.find(record.image_id).descriptor)
+    except ImageNotFoundError:
+        raise ConfigError(
+            f"container {record.name}: its image {record.image} ({record.image_id[7:19]}) has gone"
+        ) from None
+    layer_files(store, image)
+    revived = containers.revive(record, kept_layer(store, containers, record, image))
+    try:
+        return start_container(room, containers, revived, guest_of(record), attach=attach, explain=False)
+    except BaseException:
+        containers.set(record.id, state=record.state, status=record.status, error=record.error)
+        raise

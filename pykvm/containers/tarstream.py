@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import tarfile
 from functools import partial
@@ -11,12 +12,14 @@ from pykvm.containers.limits import HEADER_BYTES
 from pykvm.errors import ImageError
 
 if TYPE_CHECKING:
-    import io
     from collections.abc import Callable
 
-__all__ = ["SKIPPED_BYTES", "Forward", "HeaderGuard", "Sink", "StrictInfo"]
+    from _typeshed import WriteableBuffer
+
+__all__ = ["SKIPPED_BYTES", "Forward", "HeaderGuard", "Sink", "StrictInfo", "buffered"]
 
 SKIPPED_BYTES = 1 << 20
+_CHUNK = 1 << 18
 _HEADERS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, b"X")
 _PLAIN_TYPES = (tarfile.REGTYPE, tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.DIRTYPE, tarfile.XHDTYPE)
 _HEADER = struct.Struct("100s8s8s8s12s12s8sc100s88s155s12x")  # POSIX.1-2017, pax, "ustar Interchange Format"
@@ -167,4 +170,25 @@ class Sink:
     def write(self, data: bytes) -> int:
         self._stream.write(data)
         self._at += len(data)
+        return len(data)
+
+
+def buffered(file: IO[bytes]) -> io.BufferedReader:
+    """A reader of what a LayerReader takes; the file stays open when it goes."""
+    return io.BufferedReader(_Lent(file), _CHUNK)
+
+
+class _Lent(io.RawIOBase):
+    """A file that is somebody else's to close."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer, /) -> int:
+        view = memoryview(buffer).cast("B")
+        data = self._file.read(len(view))
+        view[: len(data)] = data
         return len(data)

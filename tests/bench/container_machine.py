@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from pykvm.containers.archive import load
 from pykvm.containers.busybox import add_busybox, busybox_layer
 from pykvm.containers.calls import Data
+from pykvm.containers.creation import for_agent
 from pykvm.containers.dialling import connect_agent
 from pykvm.containers.guest_boot import load_agent
 from pykvm.containers.layer_disk import LayerDisk, partition_name
@@ -27,7 +28,6 @@ from pykvm.containers.run_options import RunOptions
 from pykvm.containers.runtime_files import runtime_tree
 from pykvm.containers.runtimes import RUNTIMES, bundle_config, runtime_program
 from pykvm.containers.seccomp import compile_filter
-from pykvm.containers.service import for_agent
 from pykvm.containers.store import ImageStore
 from pykvm.containers.users import User
 from pykvm.devices.virtio.block import Block

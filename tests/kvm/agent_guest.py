@@ -25,6 +25,7 @@ from pykvm.containers.runtime_files import cached_runtime
 from pykvm.containers.runtimes import RUNTIMES, bundle_config, runtime_program
 from pykvm.containers.seccomp import compile_filter
 from pykvm.containers.store import ImageStore
+from pykvm.containers.transfers import save_tar
 from pykvm.containers.users import User
 from pykvm.containers.wire import PORT
 from pykvm.devices.virtio.block import Block
@@ -245,17 +246,9 @@ class Guest:
 
     def tar(self, op: str, **words: Any) -> bytes:
         """The archive that an operation gives. Raises AgentError."""
-        call = self.client.open(op, **words)
-        call.answer(LIMIT_S)
-        found = bytearray()
-        for item in call:
-            if isinstance(item, Data):
-                found += item.data
-            elif item["event"] == "end":
-                if "error" in item:
-                    raise AgentError(item["error"])
-                break
-        return bytes(found)
+        found = io.BytesIO()
+        save_tar(self.client, found, op, **words)
+        return found.getvalue()
 
 
 def _top() -> bytes:

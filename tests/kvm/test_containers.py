@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,10 +17,11 @@ from harness.needs import NOT_HERE
 from pykvm.lab.store import Store
 from pykvm.linux.kit import cached_kit
 
+sys.path.append(str(Path(__file__).parent))
+from container_scenario import BUILD, COMMANDS, FOLDER, PROFILE, TYPED
+
 pytestmark = pytest.mark.needs("ring3_syscall", "irqchip", "irqfd", "ioeventfd", "smp")
 TIMEOUT_S = 600
-VM = ["--vm", "lab", "--vm-disk", "64M"]
-LOOP = "echo up; trap 'echo term; exit 3' TERM; while :; do sleep 0.1; done"
 
 
 class Result(NamedTuple):
@@ -29,104 +31,6 @@ class Result(NamedTuple):
     out: str
     err: str
     seconds: float
-
-
-ESCAPES = """
-try() { "$@" >/dev/null 2>&1 && echo "did: $*"; }
-try mount -t proc p /mnt; try mount -o remount,rw /proc/sys; try umount /proc/kcore
-try sh -c 'echo 1 > /proc/sys/kernel/panic'; try sh -c 'echo c > /proc/sysrq-trigger'
-try sh -c 'echo 1 > /sys/fs/cgroup/cgroup.kill'; try mknod /tmp/vda b 254 0 && try cat /tmp/vda
-try unshare -m true; chroot /proc/1/root/../.. ls /run | wc -l
-try reboot -f; try hostname evil; try insmod /x; try nsenter -t 1 -m -p true; try dmesg; try swapoff -a
-test -e /dev/vda && echo "sees vda"; test -s /proc/kcore && echo "reads kcore"
-ps | grep -v PID | wc -l; cat /proc/keys /proc/timer_list | wc -c
-"""
-
-
-def run(*words: str) -> list[str]:
-    """`run` of a script, the last word; the others are options."""
-    return ["run", *VM, "--rm", *words[:-1], "busybox", "sh", "-c", words[-1]]
-
-
-VOLUMES = "cat /host/from; stat -c %u /host/from; echo made > /host/made; echo x > /ro/no"
-SERVER = "while :; do nc -l -p 80 -e sh -c 'read x; echo got $x'; done"
-BUILD = """FROM busybox
-COPY from /srv/from
-WORKDIR /srv
-ENV A=it
-RUN echo "$A is $(cat from)" | tee made && rm /etc/shadow
-"""
-FORKS = "for i in 1 2 3 4 5 6 7 8; do sleep 1 & done"
-SAME = "cat /sys/fs/cgroup/memory.max; grep Seccomp: /proc/self/status; hostname; echo x > /root/f; exit 9"
-CHANGES = "echo new > /root/f; rm /etc/shadow; cat /proc/self/cgroup; exit 9"
-RIGHTS = "grep -E 'CapEff|Seccomp:' /proc/self/status; mount -t tmpfs t /mnt"
-FOLDER = "FOLDER"  # stands for one of the host's
-COMMANDS: dict[str, list[str]] = {
-    "build": ["@image", "build", "-t", "built", FOLDER],
-    "build_again": ["@image", "build", "-t", "built", FOLDER],
-    "build_fails": ["@image", "build", "-f", f"{FOLDER}/Failing", FOLDER],
-    "build_diff": ["@image", "diff", "busybox", "built"],
-    "crun": ["run", *VM, "--runtime", "crun", "--memory", "32m", "--name", "c1", "busybox", "sh", "-c", SAME],
-    "crun_diff": ["diff", "c1"],
-    "crun_none": ["run", *VM, "--runtime", "crun", "--rm", "busybox", "nonesuch"],
-    "crun_loop": ["run", *VM, "--runtime", "crun", "-d", "--name", "c2", "busybox", "sh", "-c", LOOP],
-    "crun_exec": ["exec", "c2", "sh", "-c", "cat /proc/self/uid_map; kill -0 1"],
-    "crun_stop": ["stop", "c2"],
-    "crun_logs": ["logs", "c2"],
-    "crun_rm": ["rm", "c1", "c2"],
-    "crun_tty": ["run", *VM, "--runtime", "crun", "-t", "busybox", "true"],
-    "runc_none": ["run", *VM, "--runtime", "runc", "--rm", "busybox", "true"],
-    "hello": ["run", *VM, "--name", "one", "busybox", "echo", "hello"],
-    "seven": run("echo e >&2; exit 7"),
-    "input": ["run", *VM, "--rm", "-i", "busybox", "tr", "a-z", "A-Z"],
-    "none": ["run", *VM, "--rm", "busybox", "nonesuch"],
-    "file": ["run", *VM, "--rm", "busybox", "/etc/passwd"],
-    "user": run("-u", "nobody", "-w", "/home", "id -u; pwd; grep CapEff /proc/self/status"),
-    "read_only": run("--read-only", "--tmpfs", "/w", "echo x > /w/f; echo x > /etc/f"),
-    "explain": run("--explain", "--memory", "32m", "true"),
-    "memory": ["run", *VM, "--name", "eats", "--memory", "16m", "busybox", "tail", "/dev/zero"],
-    "pids": run("--pids-limit", "6", FORKS),
-    "bridge": run("--network", "bridge", "ip addr show eth0; ping -c 1 -W 5 10.88.0.1"),
-    "disk": run("--device-write-bps", "/dev/vdb:1m", "dd if=/dev/zero of=/f bs=256k count=8 conv=fsync"),
-    "volume": run("-v", f"{FOLDER}:/host", "-v", f"{FOLDER}:/ro:ro", VOLUMES),
-    "server": ["run", *VM, "-d", "--name", "srv", "-p", "127.0.0.1:0:80", "busybox", "sh", "-c", SERVER],
-    "connect": ["@connect", "srv", "question\n"],
-    "server_rm": ["rm", "-f", "srv"],
-    "web": ["run", *VM, "-d", "--name", "web", "busybox", "sh", "-c", LOOP],
-    "ps": ["ps"],
-    "exec": ["exec", "web", "sh", "-c", CHANGES],
-    "exec_rights": ["exec", "web", "sh", "-c", RIGHTS],
-    "escapes": ["exec", "-i", "web", "sh"],
-    "diff": ["diff", "web"],
-    "which": ["which-layer", "web", "/root/f"],
-    "which_below": ["which-layer", "--json", "web", "/etc/passwd"],
-    "stack": ["inspect", "--layers", "web"],
-    "stack_json": ["inspect", "--layers", "--json", "web"],
-    "stats": ["stats", "--json", "web"],
-    "top": ["top", "web"],
-    "pause": ["pause", "web"],
-    "ps_paused": ["ps", "--json"],
-    "unpause": ["unpause", "web"],
-    "update": ["update", "--memory", "64m", "web"],
-    "updated": ["exec", "web", "cat", "/sys/fs/cgroup/memory.max"],
-    "commit": ["commit", "-m", "made", "-c", 'CMD ["cat","/root/f"]', "web", "made:1"],
-    "made": ["run", *VM, "--rm", "made:1"],
-    "stop": ["stop", "web"],
-    "logs": ["logs", "web"],
-    "diff_after": ["diff", "web"],
-    "inspect": ["inspect", "web", "eats"],
-    "rm": ["rm", "web", "one", "eats"],
-    "gone": ["logs", "web"],
-    "doomed": ["run", *VM, "-d", "--name", "doomed", "busybox", "sh", "-c", "echo last words; sleep 1000"],
-    "doomed_wait": ["exec", "doomed", "true"],
-    "kill": ["@kill", "lab"],
-    "ps_killed": ["ps", "-a", "--json"],
-    "logs_killed": ["logs", "doomed"],
-    "exec_killed": ["exec", "doomed", "true"],
-    "rm_killed": ["rm", "doomed"],
-    "left": ["ps", "-aq"],
-}
-TYPED = {"input": "typed\n", "escapes": ESCAPES}
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +44,8 @@ def did(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Result]:
     (folder / "from").write_text("the host's\n")
     (folder / "Pykvmfile").write_text(BUILD)
     (folder / "Failing").write_text("FROM busybox\nRUN exit 7\n")
+    (folder / "Endless").write_text("FROM busybox\nRUN echo st''arted; sleep 1000\n")
+    (folder / "profile").write_text(PROFILE)
     program = Path(__file__).with_name("container_commands.py")
     try:
         done = subprocess.run(
@@ -162,8 +68,13 @@ def did(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Result]:
     assert done.returncode == 0, done.stderr
     assert not list((room / "pykvm").iterdir())
     found = zip(COMMANDS, json.loads(done.stdout), strict=True)
-    made = "".join(path.read_text() for path in folder.glob("made"))
-    return {name: Result(*one) for name, one in found} | {"folder": Result(0, made, "", 0)}
+    more = {path.name: path.read_text() for path in folder.iterdir() if path.name in {"made", "n"}}
+    more["owned"] = str((folder / "owned").stat().st_uid) if (folder / "owned").exists() else ""
+    with tarfile.open(folder / "web.tar") as tar:
+        more["web.tar"] = "\n".join(tar.getnames())
+    return {name: Result(*one) for name, one in found} | {
+        f"file {name}": Result(0, text, "", 0) for name, text in more.items()
+    }
 
 
 def test_containers_run_with_clean_streams_and_dockers_statuses(did: dict[str, Result]) -> None:
@@ -220,20 +131,61 @@ def test_a_bridge_joins_containers_and_guest(did: dict[str, Result]) -> None:
 def test_folders_ports_and_disks_reach_a_container(did: dict[str, Result]) -> None:
     """A folder of the host is read and written, or only read; a port leads in; a disk is as slow as told."""
     assert did["volume"].out == "the host's\n0\n", did["volume"]
-    assert did["folder"].out == "made\n"
+    assert did["file made"].out == "made\n"
+    assert did["file owned"].out == "1000", "owners are the container's, on the host as well"
     assert did["volume"].err == "sh: can't create /ro/no: Read-only file system\n"
     assert did["connect"].out == "got question\n", did["server"]
     assert did["disk"].status == 0, did["disk"]
     assert did["disk"].seconds > 1.5
+    assert did["disk_read"].status == 0, did["disk_read"]
+    assert did["disk_read"].seconds > 1.5
 
 
 def test_limits_hold_and_say_so(did: dict[str, Result]) -> None:
     """Memory: killed with 137 and said so; processes: no more than allowed."""
     assert did["memory"].status == 137
     assert "can't fork" in did["pids"].err
-    _, eats = json.loads(did["inspect"].out)
-    assert eats["State"]["OOMKilled"] is True
-    assert eats["State"]["ExitCode"] == 137
+    assert did["memory"].err == "pykvm: container eats: memory: limit of 16MiB reached, 1 process killed\n"
+    states = [one["State"] for one in json.loads(did["inspect"].out)]
+    web, eats, forks, busy, reads = states
+    assert (eats["OOMKilled"], eats["ExitCode"], web["HeldBy"]) == (True, 137, [])
+    assert eats["HeldBy"] == ["memory: limit of 16MiB reached, 1 process killed"]
+    assert re.fullmatch(r"pids: limit of 6 reached, \d+ forks? refused", forks["HeldBy"][0]), forks
+    assert re.match(r"cpu: limit of 0.2 CPUs reached, throttled \d+ times for ", busy["HeldBy"][0]), busy
+    assert any(line.startswith("io: limit of 1MiB/s reading") for line in reads["HeldBy"]), reads
+    figures = dict(line.split() for line in did["cpus"].out.splitlines())
+    share = int(figures["usage_usec"]) / (int(figures["nr_periods"]) * 100_000)
+    assert 0.1 < share < 0.3, figures
+    assert "held by cpu: limit of 0.2 CPUs" in did["stack_ended"].out
+    assert did["cpuset"].out == "1\nCpus_allowed_list:\t1\n"
+    assert did["no_cpu"].status == 125
+    assert did["no_cpu"].err.endswith("CPUs are not available - requested 2, available: 0-1\n")
+
+
+def test_a_terminal_an_init_and_a_filter_of_ones_own(did: dict[str, Result]) -> None:
+    """-it follows the window's size and lets go by keys; --init is process 1; a profile's filter holds."""
+    assert did["terminal"].status == 5, did["terminal"]
+    assert "24 80" in did["terminal"].out
+    assert (did["detach"].status, len(did["detached"].out)) == (0, 13), did["detach"]
+    assert did["start_left"].out == "left\n", "it runs already, which is fine"
+    assert did["init"].out == "memfd:pykvm-ini\n2\n"
+    assert did["seccomp"].err == "mkdir: can't create directory '/made': Operation not permitted\n"
+    assert did["seccomp"].out == "Seccomp:\t2\n"
+
+
+def test_a_container_starts_again_with_its_files(did: dict[str, Result]) -> None:
+    """Ended, it starts with what it changed, also what was copied in meanwhile; its image is kept for it."""
+    assert (did["again"].status, did["again"].out) == (4, "run\n")
+    assert (did["again_start"].status, did["again_start"].out) == (4, "run x\n")
+    assert did["file n"].out == "x\nx\n"
+    assert (did["again_start_2"].out, did["again_wait"].out) == ("again\n", "4\n")
+    assert did["again_logs"].out == "run\nrun x\nrun x x\n"
+    assert did["again_diff"].out == "C /etc\nD /etc/shadow\nC /root\nA /root/copied\nA /root/n\n"
+    assert re.findall(r"(\d+) /root", did["again_made"].out) == ["6", "11"], did["again_made"]
+    assert did["image_used"].status == 1
+    assert "(must force) - container" in did["image_used"].err
+    assert did["created"][:2] == (0, "bbc\n")
+    assert did["start_none"][:3] == (1, "", "pykvm: No such container: nonesuch\n")
 
 
 def test_a_second_process_has_the_rights_of_the_first(did: dict[str, Result]) -> None:
@@ -294,9 +246,12 @@ def test_what_is_done_to_it_is_true_afterwards(did: dict[str, Result]) -> None:
     assert did["commit"].out.startswith("sha256:")
     assert did["made"][:2] == (0, "new\n")
     assert did["stop"].out == "web\n"
-    assert did["logs"].out == "up\nterm\n"
+    assert did["logs"].out == did["followed"].out == "up\nusr1\nterm\n"
+    assert (did["kill_usr1"].out, did["followed_usr1"].status) == ("web\n", 0)
+    assert (did["waited"].status, did["waited"].out) == (0, "3\n")
+    assert {"bin/busybox", "root/f", "proc"} <= set(did["file web.tar"].out.splitlines())
     assert did["diff_after"][:3] == did["diff"][:3]
-    web, _ = json.loads(did["inspect"].out)
+    web, *_ = json.loads(did["inspect"].out)
     assert (web["State"]["Status"], web["State"]["ExitCode"]) == ("exited", 3)
     assert did["rm"].out == "web\none\neats\n"
     assert did["gone"][:3] == (1, "", "pykvm: No such container: web\n")
@@ -312,3 +267,16 @@ def test_a_killed_machine_takes_its_containers_along_and_nothing_else(did: dict[
     assert did["exec_killed"].err.endswith("is not running\n")
     assert did["rm_killed"].out == "doomed\n"
     assert did["left"].out == ""
+
+
+def test_whoever_is_killed_the_rest_stays_true(did: dict[str, Result]) -> None:
+    """The command that watches: its container goes on. A build: its machine ends. The guest: it is said."""
+    assert did["viewer_killed"].status == -9
+    assert re.search(r"Up .* viewed +lab$", did["ps_viewed"].out, re.MULTILINE)
+    assert (did["kill_two"].status, did["kill_two"].out) == (1, "viewed\n")
+    assert did["kill_two"].err == "pykvm: No such container: nonesuch\n"
+    assert did["killed"].out == "137\n"
+    assert (did["build_killed"].status, did["build_killed"].out) == (0, "")
+    assert re.search(r"Exited \(137\) .* ago, machine ended", did["panic_ps"].out), did["panic_ps"]
+    (dead,) = json.loads(did["panic_inspect"].out)
+    assert re.match(r"its machine c-.{12} ended before it: panic: ", dead["State"]["Error"]), dead["State"]

@@ -118,5 +118,7 @@ class FakeAgent:
 
     def _diff(self, number: int, _: dict[str, Any]) -> None:
         self._answer(number)
-        self.send(encode(Kind.DATA, number, 1, b"a tar"))
-        self.send(encode_json(Kind.EVENT, number, {"event": "end"}))
+        self.send(encode(Kind.DATA, number, 1, b"a "))
+        self.send(encode_json(Kind.EVENT, number, {"event": "end"}))  # its bytes may come behind
+        self.send(encode(Kind.DATA, number, 1, b"tar"))
+        self.send(encode(Kind.DATA, number, 1, b""))

@@ -161,7 +161,7 @@ def test_a_container_runs_and_all_of_it_is_kept(rig: Rig) -> None:
         (1, b"hello\n"),
         (2, b"\xff\0oops"),
     ]
-    assert [one["op"] for one in rig.agent.asked] == ["create", "diff", "delete"]
+    assert [one["op"] for one in rig.agent.asked] == ["create", "info", "diff", "delete"]
     creation = rig.agent.asked[0]
     assert creation["name"] == record.id[:12]
     assert len(creation["seccomp"]) % 16 == 0
@@ -236,7 +236,7 @@ def test_a_detached_container_tells_that_it_runs_and_is_left_alone(rig: Rig) -> 
     rig.agent.containers[record.id[:12]].signals.put(15)
     for keeper in keepers:
         keeper.join(10)
-    assert [one["op"] for one in rig.agent.asked] == ["create", "diff", "delete", "shutdown"]
+    assert [one["op"] for one in rig.agent.asked] == ["create", "info", "diff", "delete", "shutdown"]
 
 
 def test_stopping_a_machine_ends_its_containers_in_order(rig: Rig) -> None:
@@ -245,7 +245,14 @@ def test_stopping_a_machine_ends_its_containers_in_order(rig: Rig) -> None:
     items = rig.run(record).items()
     next(iter(items))
     rig.service.shut_down()
-    assert [one["op"] for one in rig.agent.asked] == ["create", "signal", "diff", "delete", "shutdown"]
+    assert [one["op"] for one in rig.agent.asked] == [
+        "create",
+        "signal",
+        "info",
+        "diff",
+        "delete",
+        "shutdown",
+    ]
     assert rig.store.get(record.id).status == 138
 
 
@@ -262,12 +269,13 @@ def test_when_the_guest_dies_its_containers_have_died(rig: Rig) -> None:
     for item in peer.items():
         if isinstance(item, Data):
             rig.agent.die()
+            rig.service.finish("reset; its words")
             break
     _, _, events = talk(peer)
     assert events[-1]["status"] == 137
     found = rig.store.get(record.id)
     assert (found.state, found.status) == ("exited", 137)
-    assert "machine ended" in found.error
+    assert found.error == "its machine lab ended before it: reset; its words"
     lost = rig.store.set(add(rig.store, record_of("l", ["x"])).id, state="running", vm_started_ns=STARTED_NS)
     rig.store.sweep(lambda _: STARTED_NS)
     assert rig.store.get(lost.id).state == "running"

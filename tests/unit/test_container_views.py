@@ -14,10 +14,11 @@ from image_parts import docker_archive, entry, layer, tar_of
 
 from pykvm.containers import listing
 from pykvm.containers.archive import load
-from pykvm.containers.changes import changes_of, export_ended
+from pykvm.containers.changes import changes_of
 from pykvm.containers.committing import commit
 from pykvm.containers.copying import pack, unpack
-from pykvm.containers.explain import step_line
+from pykvm.containers.ended import EndedFiles
+from pykvm.containers.explain import step_line, steps_total
 from pykvm.containers.layer_files import layer_files
 from pykvm.containers.names import parse_name
 from pykvm.containers.oci_config import Place, oci_config
@@ -96,7 +97,9 @@ def test_a_line_of_ps_and_inspect_say_what_the_record_says() -> None:
     assert listing.state_text(running, NOW) == "Up 5 seconds"
     assert listing.state_text(replace(running, state="paused"), NOW) == "Up 5 seconds (Paused)"
     ended = replace(RECORD, state="exited", status=137, finished_ns=NOW - 61 * 10**9, oom_kills=1)
-    assert listing.state_text(ended, NOW) == "Exited (137) About a minute ago"
+    assert listing.state_text(ended, NOW) == "Exited (137) About a minute ago, out of memory"
+    lost = replace(ended, status=255, oom_kills=0, error="its machine lab ended before it")
+    assert listing.state_text(lost, NOW) == "Exited (255) About a minute ago, machine ended"
     assert listing.ps_row(running, whole=True, now_ns=NOW)[5] == "1.2.3.4:80->8080/tcp"
     config = oci_config({"Cmd": ["a", "b"]}, RunOptions(), User(0, 0, (), ""), Place(RECORD.id, 0, (6, 1)))
     found = listing.inspect(ended, config)
@@ -165,9 +168,11 @@ def test_the_stack_is_drawn_from_process_to_host(tmp_path: Path) -> None:
     assert stack["mounts"] == [{"target": "/a b", "type": "tmpfs", "source": "t", "options": "rw"}]
     text = drawn(stack)
     for said in (
-        "container web: httpd   (pid 77 in the guest, 1 in the container)", "seccomp mode", "/run/u",
-        "3kB  vda1 /run/l ←", "net      5            5", "shared with the guest", "its own",
-        "user ids 0 100000 65536", "limit cpu          20000 100000", "throttled 3 times (0.250 s), 2 killed",
+        "container web: httpd   (pid 77 in the guest, 1 in the container)", "seccomp filter     on", "/run/u",
+        "capabilities       14 of 41: CHOWN DAC_OVERRIDE", "no limit of pids",
+        "3kB  vda1 → /run/l", "net      5            5", "shared with the guest", "its own",
+        "user ids 0 100000 65536", "limit cpu          0.2 CPUs",
+        "held by cpu: limit of 0.2 CPUs reached, throttled 3 times for 0.250 s",
         "guest kernel: Linux 6.1.0-x", "machine lab: 1 vCPU, 512 MiB, process 4 of the host", "host: Linux",
     ):  # fmt: skip
         assert said in text, text
@@ -214,7 +219,7 @@ def test_changes_are_listed_committed_and_exported(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="RUN"):
         commit(store, image, RECORD, io.BytesIO(UPPER), None, changes=("RUN x",))
     target = io.BytesIO()
-    export_ended(store, image, io.BytesIO(UPPER), RECORD, target)
+    EndedFiles(store, image, io.BytesIO(UPPER), RECORD).export(target)
     with tarfile.open(fileobj=io.BytesIO(target.getvalue())) as tar:
         names = tar.getnames()
         assert sorted(names) == sorted(set(names))
@@ -270,4 +275,6 @@ def test_a_step_is_one_line_and_its_effect() -> None:
     first, second = step_line(step, 3).splitlines()
     assert first.split() == ["3", "1.482", "ms", "agent", "mount", "overlay", "=", "0"]
     assert second.strip() == "files"
+    again = {**step, "at_ns": 10_000_000, "ns": 500_000}
+    assert steps_total([{**step, "at_ns": 0}, again]) == "2 steps in 10.5 ms, 2.0 ms of them in these calls"
     assert step_line({**step, "result": -2, "effect": ""}, 1).endswith("= -1 ENOENT")
