@@ -7,7 +7,6 @@ caches, alternatives) is not there. The same versions give the same layer.
 from __future__ import annotations
 
 import re
-import subprocess
 import tarfile
 import tempfile
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import IO, TYPE_CHECKING
 from pykvm.containers.layer import clean_path
 from pykvm.containers.tarstream import Sink
 from pykvm.errors import ConfigError, ImageError
+from pykvm.lab.deb import deb_members
 from pykvm.lab.packages import Apt, Candidate, by_apt
 from pykvm.lab.store import Store
 
@@ -59,23 +59,9 @@ def write_packages(
 
 def _append(deb: Path, tar: tarfile.TarFile, seen: dict[str, bool]) -> None:
     """Add what a package holds; a directory that several have comes once."""
-    with subprocess.Popen(
-        ["dpkg-deb", "--fsys-tarfile", str(deb)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-    ) as process:
-        try:
-            with tarfile.open(fileobj=process.stdout, mode="r|") as package:
-                for info in package:
-                    _copy(info, package, tar, seen, deb.name)
-            process.wait()
-        except tarfile.TarError as error:
-            raise ImageError(f"{deb.name}: can't be unpacked: {error}") from None
-        finally:
-            process.kill()
-    if process.returncode:
-        raise ImageError(f"{deb.name}: dpkg-deb can't unpack it")
+    with deb_members(deb) as package:
+        for info in package:
+            _copy(info, package, tar, seen, deb.name)
 
 
 def _copy(

@@ -7,8 +7,6 @@ into the guest's initramfs with the libraries that it needs, at the places where
 from __future__ import annotations
 
 import posixpath
-import subprocess
-import tarfile
 from contextlib import suppress
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -16,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 from pykvm.containers.runtimes import RUNTIMES
 from pykvm.errors import LabError
 from pykvm.lab import cpio
+from pykvm.lab.deb import deb_members
 from pykvm.lab.libraries import read_needs
 from pykvm.lab.packages import Apt, by_apt
 from pykvm.lab.store import DamageError, Entry, Store, need_space
 
 if TYPE_CHECKING:
+    import tarfile
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
@@ -104,23 +104,9 @@ class _Unpacked:
 
     def add(self, deb: Path) -> None:
         """Take what may be needed out of a package. Raises LabError."""
-        with subprocess.Popen(
-            ["dpkg-deb", "--fsys-tarfile", str(deb)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        ) as process:
-            try:
-                with tarfile.open(fileobj=process.stdout, mode="r|") as archive:
-                    for member in archive:
-                        self._take(archive, member)
-                process.wait()
-            except tarfile.TarError as error:
-                raise LabError(f"{deb.name}: can't be unpacked: {error}") from error
-            finally:
-                process.kill()
-        if process.returncode:
-            raise LabError(f"{deb.name}: dpkg-deb can't unpack it")
+        with deb_members(deb) as archive:
+            for member in archive:
+                self._take(archive, member)
 
     def _take(self, archive: tarfile.TarFile, member: tarfile.TarInfo) -> None:
         path = _usual(member.name)

@@ -11,12 +11,12 @@ import os
 import re
 import shutil
 import subprocess
-import tarfile
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from pykvm.errors import LabError
 from pykvm.lab.backend import Options, Progress, Tool
+from pykvm.lab.deb import deb_members
 from pykvm.lab.kernel import Kernel, given_kernel, release_of, unpack
 from pykvm.lab.store import DamageError, Entry, Store, need_space
 
@@ -352,26 +352,15 @@ def _report_percent(status: IO[str], package: str, progress: Progress) -> None:
 
 def _unpack(deb: Path, where: Path, target_of: Callable[[str], str | None]) -> None:
     """Unpack the members for which `target_of` gives a path below `where`. Raises LabError."""
-    with subprocess.Popen(
-        ["dpkg-deb", "--fsys-tarfile", str(deb)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    ) as process:
-        try:
-            with tarfile.open(fileobj=process.stdout, mode="r|") as archive:
-                for member in archive:
-                    target = target_of(member.name)
-                    source = archive.extractfile(member) if target and member.isreg() else None
-                    if target and source:
-                        path = where / target
-                        path.parent.mkdir(parents=True, exist_ok=True)
-                        with path.open("wb") as file:
-                            shutil.copyfileobj(source, file, 1 << 20)
-        except tarfile.TarError as error:
-            raise LabError(f"{deb.name}: can't be unpacked: {error}") from error
-        finally:
-            process.kill()
+    with deb_members(deb) as archive:
+        for member in archive:
+            target = target_of(member.name)
+            source = archive.extractfile(member) if target and member.isreg() else None
+            if target and source:
+                path = where / target
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with path.open("wb") as file:
+                    shutil.copyfileobj(source, file, 1 << 20)
 
 
 def _target(name: str) -> str | None:
