@@ -99,7 +99,7 @@
  * oom      {"event":"oom","kills":1}     the kernel killed a process of the container for memory; so many until now
  * step     {"event":"step","n":1,"who":"agent"|"container","call":"mount","detail":"overlay → /run/pykvm/…/root lowerdir=…","effect":"…","at_ns":MONOTONIC,"ns":TAKEN,"result":0}
  *          result is the syscall's, -errno if it failed
- * end      {"event":"end"[,"error":{…}]}     of a tar; with dial when the connection is over
+ * end      {"event":"end"[,"error":{…}]}     of a tar
  */
 #ifndef PROTOCOL_H
 #define PROTOCOL_H

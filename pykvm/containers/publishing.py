@@ -71,9 +71,11 @@ class Publisher:
         with link, suppress(OSError, PykvmError, TimeoutError):
             call = self._client.open("dial", address=self._address, port=inside)
             call.answer(_DIAL_S)
-            threading.Thread(target=_send, args=(link, call), daemon=True).start()
+            sender = threading.Thread(target=_send, args=(link, call), daemon=True)
+            sender.start()
             try:
-                _receive(link, call)
+                if _receive(link, call):
+                    sender.join()  # who connected may still have something to say
             finally:
                 with suppress(OSError):
                     link.shutdown(socket.SHUT_RDWR)
@@ -87,12 +89,13 @@ def _send(link: socket.socket, call: Call) -> None:
     call.end_input()
 
 
-def _receive(link: socket.socket, call: Call) -> None:
+def _receive(link: socket.socket, call: Call) -> bool:
+    """Hand on what the container says, to its end; False if that does not come."""
     for item in call:
         if not isinstance(item, Data):
-            if item.get("event") == "end":
-                return
-        elif item.data:
-            link.sendall(item.data)
-        else:
+            continue
+        if not item.data:
             link.shutdown(socket.SHUT_WR)
+            return True
+        link.sendall(item.data)
+    return False

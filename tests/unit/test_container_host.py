@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,7 +14,7 @@ from agent_fake import FakeAgent
 from pykvm.containers.calls import AgentClient
 from pykvm.containers.publishing import Publisher
 from pykvm.containers.volumes import VOLUME_FIRST_ID, VolumeFolder
-from pykvm.containers.wire import Kind, encode, encode_json
+from pykvm.containers.wire import Kind, encode
 from pykvm.devices.virtio.host_folder import ROOT
 from pykvm.errors import ConfigError
 
@@ -56,7 +57,6 @@ class _DiallingAgent(FakeAgent):
         self._answer(number)
         self.send(encode(Kind.DATA, number, 1, f"{request['address']} ".encode()))
         self.send(encode(Kind.DATA, number, 1, b""))
-        self.send(encode_json(Kind.EVENT, number, {"event": "end"}))
 
 
 def test_a_published_port_leads_to_the_container() -> None:
@@ -69,6 +69,11 @@ def test_a_published_port_leads_to_the_container() -> None:
             for port, said in ((open_port, b"10.88.0.2 "), (closed_port, b"")):
                 with socket.create_connection(("127.0.0.1", int(str(port))), 10) as link:
                     assert link.recv(100) == said
+                    assert link.recv(100) == b""
+            end = time.monotonic() + 20
+            while client._calls and time.monotonic() < end:
+                time.sleep(0.001)
+            assert not client._calls, "nothing is left of connections that are over"
             with pytest.raises(ConfigError, match=r"Bind for 127\.0\.0\.1:"):
                 Publisher(client, "10.88.0.2", [["127.0.0.1", open_port, 80]])
         with pytest.raises(ConnectionRefusedError):
