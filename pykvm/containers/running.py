@@ -19,7 +19,7 @@ from pykvm.containers.layer_files import layer_files
 from pykvm.containers.names import parse_name
 from pykvm.containers.oci_config import Place, command_of, oci_config
 from pykvm.containers.progress import silent
-from pykvm.containers.records import ContainerStore, NameTakenError, Record, new_id
+from pykvm.containers.records import ContainerStore, NameTakenError, Record, StateError, new_id
 from pykvm.containers.runtimes import OWN_RUNTIME, check_runtime
 from pykvm.containers.tree import read_file
 from pykvm.containers.users import User, find_user
@@ -50,6 +50,8 @@ __all__ = [
 
 _MOST_USERS_BYTES = 1 << 20
 _KERNEL = (6, 1)
+_ENDING_S = 60.0
+_LOOK_S = 0.02
 _LEFT = (
     "brave calm clear deft eager fair gentle glad keen kind lively merry noble proud quiet ready swift wise"
 ).split()
@@ -210,6 +212,15 @@ def start_container(
     return link
 
 
+def _wait_for_end(room: Room, record: Record) -> None:
+    """Its machine ends a moment after it; the next one of that name is another. Raises StateError."""
+    end = time.monotonic() + _ENDING_S
+    while room.is_running(record.vm):
+        if time.monotonic() > end:
+            raise StateError(f"machine {record.vm} of container {record.name} has not ended; see `pykvm ps`")
+        time.sleep(_LOOK_S)
+
+
 def guest_of(record: Record) -> GuestOptions:
     """How large a machine is made for it."""
     known = {key: value for key, value in record.guest.items() if key in GuestOptions._fields}
@@ -235,6 +246,8 @@ def restart_container(
             f"container {record.name}: its image {record.image} ({record.image_id[7:19]}) has gone"
         ) from None
     layer_files(store, image)
+    if record.own_vm:
+        _wait_for_end(room, record)
     revived = containers.revive(record, kept_layer(store, containers, record, image))
     try:
         return start_container(room, containers, revived, guest_of(record), attach=attach, explain=False)

@@ -280,3 +280,5 @@ def test_whoever_is_killed_the_rest_stays_true(did: dict[str, Result]) -> None:
     assert re.search(r"Exited \(137\) .* ago, machine ended", did["panic_ps"].out), did["panic_ps"]
     (dead,) = json.loads(did["panic_inspect"].out)
     assert re.match(r"its machine c-.{12} ended before it: panic: ", dead["State"]["Error"]), dead["State"]
+    assert did["alone_again"].out == "dead\n", "a machine of its own is made again"
+    assert did["alone_exec"].out == dead["Id"][:12] + "\n"
