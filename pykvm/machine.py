@@ -106,6 +106,8 @@ class Machine:
         self.terminal: VirtioConsole | None = None
         self.panics_before: int | None = None
         """A restart before this boot mark is a panic: nobody is there yet who could want one."""
+        self.name_container: Callable[[str], str] = str
+        """What a syscall tap calls the container whose cgroup has this name; from any thread."""
         self.has_tty = False
         """Whether the guest's own terminal driver makes \\r\\n of \\n."""
         self.on_mark: Callable[[int], object] = lambda _: None

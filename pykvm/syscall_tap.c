@@ -121,6 +121,51 @@ static int is_wanted_process(const struct syscall_tap *tap, const struct tap_rec
     return 0;
 }
 
+/* ---- containers: which of Linux's cgroups and PID namespaces the task is in ---------------------------- */
+
+static uint64_t place_of(const struct tap_record *record)
+{
+    return record->group ^ (uint64_t)record->pid_namespace << 32;
+}
+
+static uint64_t *known_at(struct syscall_tap *tap, const struct tap_record *record)
+{
+    return &tap->known[(record->group ^ record->pid_namespace) & (TAP_KNOWN - 1)];
+}
+
+/* Python has a name for where this record's task is. Two places that share a row take turns. */
+void tap_know(struct syscall_tap *tap, const struct tap_record *record)
+{
+    __atomic_store_n(known_at(tap, record), place_of(record), __ATOMIC_RELAXED);
+}
+
+static int is_known(struct syscall_tap *tap, const struct tap_record *record)
+{
+    return (!record->group && !record->pid_namespace) ||
+           __atomic_load_n(known_at(tap, record), __ATOMIC_RELAXED) == place_of(record);
+}
+
+static void look_at_place(struct exit_loop *loop, const struct syscall_tap *tap, uint64_t task,
+                          struct tap_record *record)
+{
+    uint64_t at = task, namespace;
+    if (tap->id_at == TAP_NO_OFFSET)
+        return;
+    for (int step = 0; step < TAP_STEPS; step++)
+        if (!read_all(loop, at + tap->node_steps[step], &at, sizeof at))
+            return;
+    if (read_all(loop, at + tap->id_at, &record->group, sizeof record->group))
+        record->node = at;
+    else
+        record->group = 0;
+    if (!read_all(loop, task + tap->proxy_at, &at, sizeof at) || !at) /* none: it is about to end */
+        return;
+    record->proxy = at;
+    if (!read_all(loop, at + tap->namespace_at, &namespace, sizeof namespace) ||
+        !read_all(loop, namespace + tap->number_at, &record->pid_namespace, sizeof record->pid_namespace))
+        record->pid_namespace = 0;
+}
+
 /* The process' numbers and name, as far as it is known where they stand. */
 static void look_at_task(struct exit_loop *loop, const struct syscall_tap *tap, struct tap_record *record)
 {
@@ -134,6 +179,7 @@ static void look_at_task(struct exit_loop *loop, const struct syscall_tap *tap, 
         tap_read(loop, task + tap->process_at, (uint8_t *)&record->process, sizeof record->process);
     if (tap->thread_at != TAP_NO_OFFSET)
         tap_read(loop, task + tap->thread_at, (uint8_t *)&record->thread, sizeof record->thread);
+    look_at_place(loop, tap, task, record);
 }
 
 static void fill(struct tap_record *record, const struct saved_registers *saved, const struct tap_site *site)
@@ -190,7 +236,7 @@ int tap_look(struct exit_loop *loop, struct tap_record *record)
     look_at_task(loop, tap, record);
     if (!is_wanted_process(tap, record))
         return TAP_UNWANTED;
-    return has_bit(choice->in_words, record->number) ? TAP_IN_WORDS : TAP_WANTED;
+    return has_bit(choice->in_words, record->number) || !is_known(tap, record) ? TAP_IN_WORDS : TAP_WANTED;
 }
 
 /* ---- records --------------------------------------------------------------------------------------- */

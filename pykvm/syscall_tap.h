@@ -16,6 +16,8 @@
 #define TAP_ARGS 6
 #define TAP_NAME_BYTES 16
 #define TAP_NO_OFFSET UINT32_MAX
+#define TAP_STEPS 3
+#define TAP_KNOWN 256 /* a power of two */
 
 enum tap_abi { TAP_64 = 0, TAP_32 = 1 };
 enum tap_kind { TAP_CALL = 1, TAP_RETURN = 2 };
@@ -45,7 +47,7 @@ struct tap_choice {
     uint32_t wants_all;
 };
 
-/* One call or return: 160 bytes, fixed. */
+/* One call or return: 192 bytes, fixed. */
 struct tap_record {
     uint64_t sequence; /* over all vCPUs, from 0, without a gap */
     uint64_t tsc;
@@ -59,7 +61,10 @@ struct tap_record {
     uint32_t vcpu, kind, abi;
     int32_t process, thread; /* Linux's numbers, 0 where they are not known */
     uint8_t name[TAP_NAME_BYTES];
-    uint32_t reserved;
+    uint32_t pid_namespace;  /* its inode number; 0 where it is not known, as those below */
+    uint64_t group;          /* the id of its cgroup's kernfs node, which the kernel never gives twice */
+    uint64_t node, proxy;    /* linear addresses of that node, and of the task's struct nsproxy */
+    uint64_t reserved;
 };
 
 enum tap_flags {
@@ -78,6 +83,9 @@ struct syscall_tap {
     uint32_t process_count;
     /* Linux's task_struct: where the current one's address is below GS, and offsets in it; or TAP_NO_OFFSET */
     uint32_t current_at, name_at, process_at, thread_at;
+    /* struct task_struct → cgroups → dfl_cgrp → kn, and the id in it; → nsproxy → PID namespace, and the number in it */
+    uint32_t node_steps[TAP_STEPS], id_at, proxy_at, namespace_at, number_at;
+    uint64_t known[TAP_KNOWN]; /* tap_place() of those that Python has a name for; others go to Python once */
     struct tap_record *records;
     uint64_t capacity; /* a power of two */
     uint64_t head, tail;
@@ -102,6 +110,7 @@ int tap_go_on(struct exit_loop *loop);
 int tap_answer(struct exit_loop *loop);
 uint64_t tap_take(struct syscall_tap *tap, struct tap_record *to, uint64_t most);
 uint64_t tap_number(struct syscall_tap *tap);
+void tap_know(struct syscall_tap *tap, const struct tap_record *record);
 uint64_t tap_read(struct exit_loop *loop, uint64_t gva, uint8_t *to, uint64_t size);
 
 #endif

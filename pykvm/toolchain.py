@@ -207,7 +207,9 @@ def build_agent(folder: Path, out: Path) -> None:
 
 
 def build_compare(folder: Path, out: Path, *, root: Path) -> None:
-    """Build what `pykvm compare` runs into `out`: the program, and the kernel with drivers that holds it."""
+    """Build what `pykvm compare` runs into `out`: the program, what makes a container of it on the
+    host, and the kernel with drivers that holds it.
+    """
     program = out / "compare_program.elf"
     compile_program(
         [folder / "program.c"],
@@ -223,6 +225,9 @@ def build_compare(folder: Path, out: Path, *, root: Path) -> None:
     sources += [root / "lib" / name for name in parts]
     flags = [f"-Wa,-I,{out}", f"-I{folder}"]
     compile_program(sources, out / "compare_kernel.elf", mode="long64", root=root, flags=flags)
+    flags = [flag for flag in _FLAGS if flag not in ("-mgeneral-regs-only", "-g")]
+    contain = out / "compare_contain"
+    _run(["gcc", "-m64", *flags, *_LINK, str(folder / "contain.c"), "-s", "-o", str(contain)], contain.name)
 
 
 def build_firmware(folder: Path, out: Path, *, root: Path) -> None:

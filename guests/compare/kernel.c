@@ -10,13 +10,15 @@
 #include "interrupts.h"
 #include "ring3.h"
 
-enum { SYS_READ = 0, SYS_WRITE = 1, SYS_OPEN = 2, SYS_LSEEK = 8, SYS_EXIT = 60, SYS_CLOCK_GETTIME = 228 };
+enum { SYS_READ = 0, SYS_WRITE = 1, SYS_OPEN = 2, SYS_LSEEK = 8, SYS_GETPID = 39, SYS_EXIT = 60 };
+enum { SYS_UNAME = 63, SYS_CLOCK_GETTIME = 228 };
 enum { EIO = 5, EBADF = 9, EFAULT = 14, EINVAL = 22, ENXIO = 6, ENOSYS = 38 };
 #define DISK_FD 3
 #define KEYBOARD_COMMAND 0x64
 #define RESET 0xfe
 #define WORDS 4
 #define CALLS 512
+#define NAME 65
 
 char words[WORDS][16] = {"program"};     /* argv; the host writes the others */
 uint64_t syscall_counts[CALLS];          /* of each number, for the host to read */
@@ -93,6 +95,17 @@ static long sys_clock_gettime(long clock, long to)
     return 0;
 }
 
+static long sys_uname(long to)
+{
+    static const char name[6][NAME] = {"drivers", "pc", "1", "1", "x86_64", ""}; /* struct new_utsname */
+    char *at = (char *)to;
+    if (!is_programs(to, sizeof name))
+        return -EFAULT;
+    for (unsigned i = 0; i < sizeof name; i++)
+        at[i] = ((const char *)name)[i];
+    return 0;
+}
+
 long handle_syscall(long number, long arg0, long arg1, long arg2)
 {
     if (number >= 0 && number < CALLS)
@@ -106,6 +119,10 @@ long handle_syscall(long number, long arg0, long arg1, long arg2)
         return sys_open();
     case SYS_LSEEK:
         return sys_lseek(arg0, arg1, arg2);
+    case SYS_GETPID:
+        return 1; /* there is no other */
+    case SYS_UNAME:
+        return sys_uname(arg0);
     case SYS_CLOCK_GETTIME:
         return sys_clock_gettime(arg0, arg1);
     case SYS_EXIT:

@@ -1,4 +1,4 @@
-"""pykvm compare: the same work with no guest, with emulated devices, with hypercalls, and on Linux."""
+"""pykvm compare: the same work as a process and as a container, on the host and in guests."""
 
 from __future__ import annotations
 
@@ -58,17 +58,19 @@ def command(
 ) -> int:
     """Do the same work in several ways, and say what each costs.
 
-    One program, which makes system calls, runs as a process of the host, in a fully virtualized guest whose
-    kernel drives the devices of a PC, in a paravirtualized guest whose kernel makes hypercalls, and as a
-    process of a Linux guest (`pykvm kernel fetch` gets its kernel). For each: system calls of the guest,
-    hypercalls, VM exits by reason, system calls that the host sees, and the time.
+    One program, which makes system calls, runs as a process of the host, as a container on the host, in a
+    fully virtualized guest whose kernel drives the devices of a PC, in a paravirtualized guest whose kernel
+    makes hypercalls, as a process of a Linux guest, and as a container in a Linux guest (`pykvm kernel fetch`
+    gets its kernel). For each: which kernel answers, what the program sees of its system, system calls of the
+    guest, hypercalls, VM exits by reason, system calls that the host sees, memory, and the time.
 
     \b
     Workloads (all, unless named):
-      print     write lines          time      ask what time it is
-      blocks    read a disk          compute   ask nobody for anything
+      getpid    the shortest call there is     blocks    read a disk
+      files     look up a name                 time      ask what time it is
+      print     write lines                    compute   ask nobody for anything
     \b
-    Ways: host, emulated, paravirt, linux
+    Ways: host, host-container, emulated, paravirt, linux, linux-container
 
     Every figure is from the runs of this comparison. VM exits are the returns of KVM_RUN; KVM's own count
     has those too that never left the kernel. The host's system calls are counted with ptrace, in a run by
@@ -84,6 +86,7 @@ def command(
     Examples:
       pykvm compare print
       pykvm compare blocks -w host -w paravirt -n 1000
+      pykvm compare getpid files -w host-container -w linux-container
       pykvm compare --html compare.html
       pykvm compare print --json | jq .workloads.print.paravirt.exits
     """  # noqa: D301 - click wants the \b itself

@@ -138,8 +138,9 @@ _OPTIONS = [
         "--module",
         "modules",
         multiple=True,
-        metavar="FILE[ TEXT]",
-        help="A module for a multiboot kernel, with its command line; repeat for more.",
+        metavar="FILE[ TEXT]|NAME",
+        help="A module for a multiboot kernel, with its command line; with the image `linux`, a module of "
+        "Debian's kernel that is loaded, as in overlay. Repeat for more.",
     ),
     click.option(
         "--board",

@@ -15,7 +15,7 @@ said with its reason; nothing is estimated.
 from __future__ import annotations
 
 from pykvm.compare.measure import Plan, compare
-from pykvm.compare.model import COUNTS, Absent, Cell, Column, Comparison, Count
+from pykvm.compare.model import COUNTS, Absent, Cell, Column, Comparison, Count, Place
 from pykvm.compare.ways import Done, Job, Look, Way, all_ways, ways_named
 from pykvm.compare.workloads import WORKLOADS, Workload, workloads_named
 
@@ -30,6 +30,7 @@ __all__ = [
     "Done",
     "Job",
     "Look",
+    "Place",
     "Plan",
     "Way",
     "Workload",

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from pykvm.compare.model import Absent, Count, per_operation
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["each", "micros", "milliseconds", "number", "parts_of"]
+from pykvm.compare.model import Absent, Comparison, Count, per_operation
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+__all__ = ["each", "micros", "milliseconds", "number", "parts_of", "place_rows"]
 
 _SHOWN = 6
 
@@ -36,3 +41,22 @@ def parts_of(count: Count) -> list[tuple[str, int]]:
     parts = [*count.extra.items()]
     rest = sum(more for _, more in parts[_SHOWN:])
     return [*parts[:_SHOWN], *([("others", rest)] if len(parts) > _SHOWN else [])]
+
+
+_PLACE_ROWS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
+    ("who answers system calls", "kernel", str),
+    ("the host name it sees", "host_name", str),
+    ("its own number, getpid()", "pid", str),
+    ("its PID namespace", "pid_namespace", str),
+    ("its memory, kB", "process_bytes", lambda value: number(value // 1000)),
+    ("the guest's memory, MB", "machine_bytes", lambda value: number(value / 1e6)),
+)
+
+
+def place_rows(
+    comparison: Comparison, absent: Callable[[Absent], str] = str
+) -> Iterator[tuple[str, list[str]]]:
+    """The words of each row about where the program is, and its texts, one for each way."""
+    for words, name, as_text in _PLACE_ROWS:
+        values = (getattr(comparison.places[column.name], name) for column in comparison.columns)
+        yield words, [absent(value) if isinstance(value, Absent) else as_text(value) for value in values]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["COUNTS", "NO_GUEST", "Absent", "Cell", "Column", "Comparison", "Count", "per_operation"]
+__all__ = ["COUNTS", "NO_GUEST", "Absent", "Cell", "Column", "Comparison", "Count", "Place", "per_operation"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +68,9 @@ COUNTS = {
 class Cell:
     """One workload done in one way. Times are of runs in which nothing was counted.
 
-    `start_ms` is a whole run of no operation, from nothing to the end; `us_per_operation` is what
-    `timed_operations` added to that, divided. `output_sha256` is of what the counted run printed.
+    `start_ms` is a whole run of no operation, from nothing to the end, and `alone_ms` that of it which is not
+    the start of a guest; `us_per_operation` is what `timed_operations` added to that, divided.
+    `output_sha256` is of what the counted run printed.
     """
 
     workload: str
@@ -82,6 +83,7 @@ class Cell:
     host_syscalls: Count | Absent
     us_per_operation: float | Absent
     start_ms: float | Absent
+    alone_ms: float | Absent = NO_GUEST
     timed_operations: int = 0
     output_sha256: str = ""
 
@@ -99,11 +101,44 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A way as a reader knows it."""
+    """A way as a reader knows it. `short` is the title in two lines, for where room is scarce."""
 
     name: str
     title: str
     about: str
+    short: str = ""
+
+    def __post_init__(self) -> None:
+        """The title does where nothing shorter is given."""
+        if not self.short:
+            object.__setattr__(self, "short", self.title)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What the program itself sees of where it is: an Absent is what that kernel does not tell.
+
+    `kernel` is uname(2)'s name and release: who answers its system calls. `pid` is its number there,
+    `pid_namespace` the inode of the table of numbers: two kernels count these from the same number.
+    `process_bytes` is its own memory, `machine_bytes` what the host had to give to the guest around it.
+    """
+
+    kernel: str | Absent
+    host_name: str | Absent
+    pid: int | Absent
+    pid_namespace: int | Absent
+    process_bytes: int | Absent
+    machine_bytes: int | Absent
+
+    @classmethod
+    def absent(cls, reason: str) -> Place:
+        """The place of a way that can't run here."""
+        return cls(*[Absent(reason)] * 6)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        values = {name: getattr(self, name) for name in self.__slots__}
+        return {name: _value_as_json(value, 0) for name, value in values.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +149,8 @@ class Comparison:
     host: str
     columns: tuple[Column, ...]
     cells: tuple[Cell, ...]
+    places: Mapping[str, Place] = field(default_factory=dict)
+    """By the way's name."""
 
     @property
     def workloads(self) -> tuple[str, ...]:
@@ -130,7 +167,8 @@ class Comparison:
     @property
     def absent_ways(self) -> tuple[str, ...]:
         """The ways that could not run here at all."""
-        ran = {cell.way for cell in self.cells if not isinstance(cell.start_ms, Absent)}
+        ran = {name for name, place in self.places.items() if not isinstance(place.kernel, Absent)}
+        ran |= {cell.way for cell in self.cells if not isinstance(cell.start_ms, Absent)}
         return tuple(column.name for column in self.columns if column.name not in ran)
 
     def as_json(self) -> dict[str, Any]:
@@ -139,6 +177,7 @@ class Comparison:
             "kvm": self.kvm,
             "host": self.host,
             "ways": [{"name": c.name, "title": c.title, "about": c.about} for c in self.columns],
+            "places": {name: place.as_json() for name, place in self.places.items()},
             "workloads": {
                 name: {c.name: _cell_as_json(self.cell(name, c.name)) for c in self.columns}
                 for name in self.workloads
@@ -152,11 +191,12 @@ def _cell_as_json(cell: Cell) -> dict[str, Any]:
     times = {
         "us_per_operation": _value_as_json(cell.us_per_operation, 0),
         "start_ms": _value_as_json(cell.start_ms, 0),
+        "alone_ms": _value_as_json(cell.alone_ms, 0),
     }
     return {**plain, **counts, **times, "output_sha256": cell.output_sha256}
 
 
-def _value_as_json(value: Count | Absent | float, operations: int) -> Any:
+def _value_as_json(value: Count | Absent | float | str, operations: int) -> Any:
     if isinstance(value, Absent):
         return {"absent": value.reason} if value.applies else None
     if not isinstance(value, Count):

@@ -15,7 +15,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from pykvm.compare.figures import micros, milliseconds, number, parts_of
+from pykvm.compare.figures import micros, milliseconds, number, parts_of, place_rows
 from pykvm.compare.model import COUNTS, Absent, Comparison, Count, per_operation
 from pykvm.compare.workloads import WORKLOADS
 from pykvm.errors import ConfigError
@@ -82,7 +82,8 @@ def html_of(comparison: Comparison) -> str:
         f"{escape(column.about)}</li>"
         for at, column in enumerate(comparison.columns)
     )
-    sections = "".join(_section(comparison, name) for name in comparison.workloads)
+    sections = _places(comparison) if comparison.places else ""
+    sections += "".join(_section(comparison, name) for name in comparison.workloads)
     about = f"KVM: {escape(comparison.kvm)}; host kernel: {escape(comparison.host)}."
     return (
         f'<!DOCTYPE html><html lang="en"><head>{head}</head><body><main><h1>{title}</h1>'
@@ -186,6 +187,7 @@ def _table(titles: Sequence[str], cells: Sequence[Cell]) -> str:
     times = (
         ("µs for one operation", [micros(cell.us_per_operation) for cell in cells]),
         ("ms from start to end of no operation", [milliseconds(cell.start_ms) for cell in cells]),
+        ("ms of these without the guest's start", [milliseconds(cell.alone_ms) for cell in cells]),
         ("operations counted", [number(cell.operations) for cell in cells]),
         ("operations timed", [number(cell.timed_operations) for cell in cells]),
     )
@@ -195,6 +197,19 @@ def _table(titles: Sequence[str], cells: Sequence[Cell]) -> str:
     body = "".join(rows)
     table = f"<table><thead><tr><td></td>{head}</tr></thead><tbody>{body}</tbody></table>"
     return f'<div class="wide">{table}</div>'
+
+
+def _places(comparison: Comparison) -> str:
+    """Where the program finds itself in each way."""
+    rows = [
+        f'<tr><th scope="row">{escape(words)}</th>'
+        + "".join(f"<td>{escape(text)}</td>" for text in texts)
+        + "</tr>"
+        for words, texts in place_rows(comparison)
+    ]
+    head = "".join(f'<th scope="col">{escape(column.title)}</th>' for column in comparison.columns)
+    table = f"<table><thead><tr><td></td>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    return f'<section><h2>where the program is</h2><div class="wide">{table}</div></section>'
 
 
 def _count_cell(cell: Cell, name: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pykvm.compare.model import Absent
@@ -16,16 +17,32 @@ from pykvm.stats import StatsReader
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from pykvm.machine import Machine
     from pykvm.result import RunResult
 
-__all__ = ["RING3", "TIMEOUT_S", "built", "hypercalls_of", "kvm_exits_of", "lacks", "need_end"]
+__all__ = [
+    "ALL",
+    "NO_FILES",
+    "RING3",
+    "TIMEOUT_S",
+    "built",
+    "hypercalls_of",
+    "kvm_exits_of",
+    "lacks",
+    "need_end",
+    "resident_bytes",
+]
+
+ALL: Mapping[str, str] = {}
+"""What a way can't do that can do all."""
+NO_FILES: Mapping[str, str] = {"files": "its kernel has no file systems to mount"}
 
 RING3 = ("long64_interrupts", "ring3_code", "ring3_exceptions", "ring3_syscall|ring3_syscall_by_pf")
 """What a kernel with a program in ring 3 needs of a KVM."""
 TIMEOUT_S = 300
+_PAGE_BYTES, _ENTRY_BYTES = 4096, 8
+_PRESENT = bytes(range(128, 256))
 _OWN_CALLS = {"trace_ring", "trace_drain"}
 
 
@@ -76,3 +93,17 @@ def kvm_exits_of(machine: Machine) -> Mapping[str, int] | Absent:
     finally:
         reader.close()
     return {"exits": found.value} if found else Absent("KVM's statistics have no number of exits")
+
+
+def resident_bytes(machine: Machine) -> int:
+    """How much of the guest's memory the host has had to give: its pages that were ever touched.
+
+    Bit 63 of an entry of /proc/self/pagemap says that a page is there (proc(5)).
+    """
+    pages = 0
+    with Path("/proc/self/pagemap").open("rb") as file:
+        for slot in machine.memory.slots:
+            file.seek(slot.hva // _PAGE_BYTES * _ENTRY_BYTES)
+            tops = file.read(slot.size_bytes // _PAGE_BYTES * _ENTRY_BYTES)[_ENTRY_BYTES - 1 :: _ENTRY_BYTES]
+            pages += len(tops) - len(tops.translate(None, _PRESENT))
+    return pages * _PAGE_BYTES

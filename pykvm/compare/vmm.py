@@ -34,6 +34,8 @@ def main(words: list[str]) -> int:
     except PykvmError as error:
         sys.stderr.write(f"{error}\n")
         return 1
+    finally:
+        way.close()
     return 0
 
 

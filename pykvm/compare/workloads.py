@@ -6,9 +6,11 @@ from typing import NamedTuple
 
 from pykvm.errors import ConfigError
 
-__all__ = ["DISK_SECTORS", "WORKLOADS", "Workload", "workloads_named"]
+__all__ = ["DISK_SECTORS", "LOOK", "WORKLOADS", "Workload", "workloads_named"]
 
 DISK_SECTORS = 2048
+LOOK = "look"
+"""What the program does to say where it is; no workload, since it differs in each way."""
 
 
 class Workload(NamedTuple):
@@ -23,6 +25,10 @@ class Workload(NamedTuple):
 WORKLOADS = {
     work.name: work
     for work in (
+        Workload(
+            "getpid", "getpid()", 100, "ask the kernel for one's own number: the shortest call there is"
+        ),
+        Workload("files", "open, fstat, close of /", 30, "look up a name in what is mounted"),
         Workload("print", "line of 64 bytes", 100, "write lines to standard output, one call a line"),
         Workload("blocks", "block of 512 bytes", 32, "read a disk, sector by sector, and add it up"),
         Workload("time", "look at the clock", 100, "ask what time it is"),

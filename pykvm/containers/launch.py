@@ -189,6 +189,7 @@ def _serve(
                 has_disk=bool(options.disk),
                 runtimes=options.runtimes,
             )
+            machine.name_container = service.name_of
             signal.signal(
                 signal.SIGTERM,
                 lambda *_: threading.Thread(target=service.shut_down, daemon=True).start(),

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from pykvm.containers.calls import AgentClient, AgentError, AgentGoneError
 from pykvm.containers.keeping import Keeper, Site
-from pykvm.containers.records import ContainerStore
+from pykvm.containers.records import ContainerStore, NoContainerError
 from pykvm.containers.viewer import Viewer
 from pykvm.control import send_line
 from pykvm.errors import PykvmError
@@ -64,8 +64,13 @@ class Service:
         self._client: AgentClient | None = None
         self._why = ""
         self._keepers: set[threading.Thread] = set()
+        self._names: dict[str, str] = {}
         self._lock = threading.Lock()
         self._is_ending = False
+
+    def name_of(self, short: str) -> str:
+        """The name of the container with this short ID; the ID of one that is none of ours."""
+        return self._names.get(short, short)
 
     # ---- the machine's side
 
@@ -152,6 +157,9 @@ class Service:
         viewer = Viewer(link, is_attached=bool(request.get("attach")))
         store, size = ContainerStore(Path(str(request["root"]))), request.get("size")
         keeper = Keeper(self._site, store, str(request["id"]), viewer, size)
+        with suppress(NoContainerError):  # its keeper tells who asked
+            record = store.get(str(request["id"]))
+            self._names[record.short] = record.name
         begun = threading.Event()
         thread = threading.Thread(
             target=self._keep,

@@ -26,12 +26,13 @@ NAME = "linux"
 # the TSC would wake an idle guest twice a second, whose clock is KVM's.
 CMDLINE = "console=ttyS0 panic=-1 pci=conf1 8250.nr_uarts=1 cryptomgr.notests tsc=nowatchdog"
 _MEMORY = "256M"
+# a shell on a terminal would show a prompt, and edit lines; busybox' cat would hold the pipe while it waits
+_READER = "dd bs=4k 2>/dev/null | /bin/sh"
 _NOT_HERE = {
     "mode": "--mode",
     "address": "--address",
     "entry": "--entry",
     "initrds": "--initrd",
-    "modules": "--module",
     "board": "--board",
     "read_only": "--read-only",
     "snapshot": "--snapshot",
@@ -62,7 +63,7 @@ def linux_machine(
     if command is None and not show and not is_detached:
         raise ConfigError("a shell needs a terminal or its input; say what to run with --init COMMAND")
     if command is None and not is_detached and sys.stdin and not sys.stdin.isatty():
-        command = "cat | /bin/sh"  # a shell on a terminal would show a prompt, and edit lines
+        command = _READER
     if command is not None:
         job.add("plain")
         job.add("run", command)
@@ -73,6 +74,7 @@ def linux_machine(
         if is_virtio:
             machine.add_console(columns=size.columns, rows=size.lines, hold=True)
             wanted += ["virtio_mmio", "virtio_console"]
+        wanted += options.get("modules") or ()
         initrd = build_initramfs(parts, job, wanted)
         boot = options.get("boot") or "elf"
         kernel = parts.kernel.image if boot == "packed" else parts.vmlinux

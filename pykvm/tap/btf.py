@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["TaskLayout", "find_btf", "task_layout"]
+__all__ = ["PlaceLayout", "TaskLayout", "find_btf", "task_layout"]
 
 _HEADER = re.compile(rb"\x9f\xeb\x01\x00\x18\x00\x00\x00\x00\x00\x00\x00")
 _HEADER_BYTES = 24
@@ -42,13 +42,29 @@ _WORDS = [_EXTRA_WORDS.get(kind, (0, 0)) for kind in range(32)]
 _LARGEST_OFFSET = 1 << 20
 
 
+class PlaceLayout(NamedTuple):
+    """Offsets on the way from a task to its cgroup's name, and to its namespaces."""
+
+    node_steps: tuple[int, int, int]
+    """task_struct.cgroups, css_set.dfl_cgrp, cgroup.kn"""
+    node_id: int
+    node_name: int
+    node_parent: int
+    proxy: int
+    pid_namespace: int
+    pid_number: int
+    uts_namespace: int
+    host_name: int
+
+
 class TaskLayout(NamedTuple):
-    """Offsets: of the current task's address below GS, and in struct task_struct."""
+    """Offsets: of the current task's address below GS, and in struct task_struct. No `place`: not told."""
 
     current: int
     name: int
     process: int
     thread: int
+    place: PlaceLayout | None = None
 
 
 def find_btf(memory: memoryview) -> tuple[memoryview, bytes] | None:
@@ -86,7 +102,31 @@ def task_layout(memory: memoryview, top_of_stack: int) -> TaskLayout | None:
     if current is None:
         return None
     layout = TaskLayout(current, task[b"comm"], task[b"tgid"], task[b"pid"])
-    return layout if all(0 <= offset < _LARGEST_OFFSET for offset in layout) else None
+    if not all(0 <= offset < _LARGEST_OFFSET for offset in layout[:4]):
+        return None
+    return layout._replace(place=_place_layout(types, strings, task))
+
+
+def _place_layout(types: memoryview, strings: bytes, task: dict[bytes, int]) -> PlaceLayout | None:
+    """None if a struct or a member is not there under its name, as in a kernel without cgroups."""
+    raw = bytes(types)
+    names = (b"css_set", b"cgroup", b"kernfs_node", b"nsproxy", b"pid_namespace", b"uts_namespace")
+    css, cgroup, node, proxy, pid, uts = (_members(raw, strings, name) for name in names)
+    common, name = _members(raw, strings, b"ns_common"), _members(raw, strings, b"new_utsname")
+    try:
+        return PlaceLayout(
+            (task[b"cgroups"], css[b"dfl_cgrp"], cgroup[b"kn"]),
+            node[b"id"],
+            node[b"name"],
+            node[b"parent"] if b"parent" in node else node[b"__parent"],
+            task[b"nsproxy"],
+            proxy[b"pid_ns_for_children"],
+            pid[b"ns"] + common[b"inum"],
+            proxy[b"uts_ns"],
+            uts[b"name"] + name[b"nodename"],
+        )
+    except KeyError:
+        return None
 
 
 def _name_at(strings: bytes, name: bytes) -> int:
@@ -99,7 +139,7 @@ def _text(strings: bytes, at: int) -> bytes:
     return strings[at : strings.find(b"\0", at)] if at < len(strings) else b""
 
 
-def _members(types: memoryview, strings: bytes, name: bytes) -> dict[bytes, int]:
+def _members(types: memoryview | bytes, strings: bytes, name: bytes) -> dict[bytes, int]:
     """The byte offsets of a struct's named members; none if there is no such struct."""
     at = _name_at(strings, name)
     if at < 0:

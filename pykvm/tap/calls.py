@@ -48,6 +48,8 @@ class Record(NamedTuple):
     thread: int = 0
     name: str = ""
     words: SyscallText | None = None
+    place: tuple[int, int] = (0, 0)
+    """The id of its cgroup, the number of its PID namespace."""
 
     @classmethod
     def of(cls, raw: Any, sequence: int | None = None, words: SyscallText | None = None) -> Record:
@@ -70,6 +72,7 @@ class Record(NamedTuple):
             raw.thread,
             ffi.string(raw.name, 16).decode(errors="replace"),
             words,
+            (raw.group, raw.pid_namespace),
         )
 
 
@@ -85,9 +88,12 @@ class CallMatcher:
     the end; its result stays None. A return without a call began before the tap, and is not told.
     """
 
-    def __init__(self, ns: Callable[[int], int]) -> None:
-        """`ns` makes CLOCK_MONOTONIC of a TSC value."""
+    def __init__(
+        self, ns: Callable[[int], int], container: Callable[[tuple[int, int]], str] = lambda _place: ""
+    ) -> None:
+        """`ns` makes CLOCK_MONOTONIC of a TSC value, `container` a container's name of a Record's place."""
         self._ns = ns
+        self._container = container
         self._open: dict[int, tuple[Record, int]] = {}
         self._told: set[int] = set()
         self.calls = self.returns = self.unmatched = 0
@@ -114,14 +120,14 @@ class CallMatcher:
         if found is None or found[0].abi != record.abi:
             self.unmatched += 1
             return
-        put(_event(*found, record, self._ns(record.tsc)))
+        put(self._event(*found, record, self._ns(record.tsc)))
 
     def tell_long(self, before_ns: int, put: Callable[[TraceEvent], None]) -> None:
         """Tell the calls that began before `before_ns` and have not returned, once."""
         for task, (call, at) in self._open.items():
             if at < before_ns and task not in self._told:
                 self._told.add(task)
-                put(_event(call, at))
+                put(self._event(call, at))
 
     def finish(self, put: Callable[[TraceEvent], None]) -> None:
         """Tell all calls that are open."""
@@ -132,8 +138,12 @@ class CallMatcher:
         """The task's open call, if there is one, will not return."""
         found = self._open.pop(task, None)
         if found and task not in self._told:
-            put(_event(*found))
+            put(self._event(*found))
         self._told.discard(task)
+
+    def _event(self, call: Record, at_ns: int, back: Record | None = None, end_ns: int = 0) -> TraceEvent:
+        """With the container that its task was in when it called."""
+        return _event(call, at_ns, back, end_ns, self._container(call.place))
 
 
 @cache
@@ -147,7 +157,7 @@ def _nothing(_gva: int, _size: int) -> bytes:
     return b""
 
 
-def _event(call: Record, at_ns: int, back: Record | None = None, end_ns: int = 0) -> TraceEvent:
+def _event(call: Record, at_ns: int, back: Record | None, end_ns: int, container: str) -> TraceEvent:
     """The event of a call that has returned, or of one that has not."""
     words = call.words or describe(call.number, call.args, read=_nothing, abi=ABIS[call.abi])
     if back and back.words:
@@ -165,6 +175,7 @@ def _event(call: Record, at_ns: int, back: Record | None = None, end_ns: int = 0
         rip=call.rip,
         cr3=call.cr3,
         task=_task(call),
+        container=container,
     )
 
 
@@ -204,6 +215,7 @@ class CallSource:
         *,
         last: Callable[[], Sequence[str]] = tuple,
         unfinished: bool = False,
+        container: Callable[[tuple[int, int]], str] = lambda _place: "",
     ) -> None:
         """`take` gives new records, `look` the tap's own remarks so far, `last` those at the end.
 
@@ -215,7 +227,7 @@ class CallSource:
         self._take, self._look, self._last, self._unfinished = take, look, last, unfinished
         self._clock = RunningClock()
         self._clock.tick()
-        self.matcher = CallMatcher(self._clock.ns)
+        self.matcher = CallMatcher(self._clock.ns, container)
         self._waiting: dict[int, Record] = {}
         self._next = 0
 

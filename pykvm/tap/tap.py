@@ -26,13 +26,15 @@ from pykvm.paging import read_virtual, walk
 from pykvm.tap.btf import task_layout
 from pykvm.tap.calls import ABIS, CallSource, Record
 from pykvm.tap.pause import Gate
+from pykvm.tap.places import Places
 from pykvm.tap.sites import ENTRY_BYTES, Site, TapError, find_sites, gate_address, stack_offset
 from pykvm.trace.syscalls import SyscallText, describe, syscall_number
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from pykvm.machine import Machine
+    from pykvm.tap.btf import PlaceLayout
     from pykvm.vcpu import Vcpu
 
 __all__ = ["METHODS", "SyscallTap"]
@@ -72,7 +74,12 @@ class SyscallTap:
     leave out costs an exit or two, but no Python. With `words`, what arguments point to is read as strace
     does, which takes the time of an exit to Python; without, pointers stay addresses.
 
-    The calls go to the machine's sinks, as events of kind "syscall".
+    The calls go to the machine's sinks, as events of kind "syscall". With `gate`, which is closed meanwhile,
+    the tap is made for a machine that runs already: it patches, waits for attach(), and its events are for
+    who asks for them by listen().
+
+    Events say which container a call is from, where the guest's kernel describes its structures (BTF): see
+    pykvm.tap.places. `machine.name_container` makes a name of the cgroup's.
 
     Raises ConfigError for what can't be chosen. What the guest does to its entry code later is told in an
     event "note".
@@ -88,11 +95,12 @@ class SyscallTap:
         cr3s: Iterable[int] = (),
         words: bool = True,
         wait: bool = False,
+        gate: Gate | None = None,
     ) -> None:
         if method not in METHODS:
             raise ConfigError(f"method={method!r}: a syscall tap's is {', '.join(METHODS)}")
         if machine.vm is None or machine.is_over:
-            raise ConfigError("a syscall tap is made after load() and before run()")
+            raise ConfigError("a syscall tap is made after load() and before the run is over")
         self.method = "patch" if method == "auto" else method
         self._machine = machine
         self._lock = threading.RLock()
@@ -107,21 +115,39 @@ class SyscallTap:
         self._taken = threading.Condition()
         self._turns = 0
         self._texts: dict[int, SyscallText] = {}
+        self._places = Places(machine.name_container)
+        self._place_layout: PlaceLayout | None = None
         self._tap = ffi.new("struct syscall_tap *")
         self._ring = ffi.new("struct tap_record[]", _RECORDS)
         self._out = ffi.new("struct tap_record[]", _RECORDS)
         self._fill(only, tuple(processes), tuple(cr3s), words=words)
-        self._gate = Gate(machine.vcpus)
+        self._gate = gate or Gate(machine.vcpus)
         self._connect(machine)
-        self.source = CallSource(self._take, self._look, last=self._last)
-        machine.add_source(self.source)
+        self.source = self._new_source()
+        if gate:
+            self.method, self._wants_in = "patch", False
+        else:
+            self._hear_of_entries(machine)
+            machine.add_source(self.source)
+
+    def listen(self) -> CallSource:
+        """Events from now on, for one more tracer after another; the tap is not attached, no vCPU runs."""
+        with self._taken:
+            self._records.clear()
+        self._texts.clear()
+        self._tap.tail, self._tap.sequence = self._tap.head, 0
+        self.source = self._new_source()
+        return self.source
+
+    def _new_source(self) -> CallSource:
+        return CallSource(self._take, self._look, last=self._last, container=self._places.name)
 
     def _fill(
         self, only: Iterable[str], processes: Sequence[int], cr3s: Sequence[int], *, words: bool
     ) -> None:
         tap = self._tap
         tap.port = layout.SYSCALL_TAP.start
-        tap.current_at = tap.name_at = tap.process_at = tap.thread_at = lib.TAP_NO_OFFSET
+        tap.current_at = tap.name_at = tap.process_at = tap.thread_at = tap.id_at = lib.TAP_NO_OFFSET
         tap.records, tap.capacity = self._ring, _RECORDS
         if len(processes) > _NAMES_MOST or len(cr3s) > _NAMES_MOST:
             raise ConfigError(f"a syscall tap takes at most {_NAMES_MOST} processes")
@@ -141,13 +167,16 @@ class SyscallTap:
                 raise ConfigError(f"{word!r} is no system call of Linux on x86")
 
     def _connect(self, machine: Machine) -> None:
-        """Have the machine's exits come here: the OUT, the breakpoints, and what the guest says of LSTAR."""
+        """Have the machine's OUTs come here."""
         machine.ports.attach(layout.SYSCALL_TAP, self)
         machine.fast_port(layout.SYSCALL_TAP, lib.VERB_TAP)
-        machine.handlers.setdefault(DebugExit, self._on_debug)
         for vcpu in machine.vcpus:
             vcpu.sync_registers(special=True)
             vcpu.loop.shared.tap = self._tap
+
+    def _hear_of_entries(self, machine: Machine) -> None:
+        """Have the breakpoints come here, and what the guest says of LSTAR: before the machine runs."""
+        machine.handlers.setdefault(DebugExit, self._on_debug)
         if machine.vm is None:
             return
         machine.handlers[MsrExit] = self._on_msr
@@ -254,8 +283,18 @@ class SyscallTap:
         if found:
             tap.name_at, tap.process_at, tap.thread_at = found.name, found.process, found.thread
             tap.current_at = found.current
+            self._find_places(found.place)
         elif tap.process_count:
             self._note("this kernel does not tell where its tasks are (it has no BTF): no process is chosen")
+
+    def _find_places(self, place: PlaceLayout | None) -> None:
+        self._place_layout = place
+        if place is None:
+            return
+        tap = self._tap
+        tap.node_steps, tap.proxy_at = place.node_steps, place.proxy
+        tap.namespace_at, tap.number_at = place.pid_namespace, place.pid_number
+        tap.id_at = place.node_id
 
     def _patch(self, patches: list[_Patch]) -> None:
         memory = self._machine.memory
@@ -392,6 +431,8 @@ class SyscallTap:
         found = lib.tap_look(loop, raw)
         if found == lib.TAP_FOREIGN:
             return False
+        if found == lib.TAP_IN_WORDS and self._see_place(loop, raw):
+            found = lib.tap_look(loop, raw)
         if found == lib.TAP_IN_WORDS:
             self._in_words(loop, raw)
         elif found == lib.TAP_WANTED:
@@ -401,11 +442,18 @@ class SyscallTap:
         lib.tap_go_on(loop)
         return True
 
-    def _in_words(self, loop: Any, raw: Any) -> None:
-        def read(gva: int, size: int) -> bytes:
-            buffer = ffi.new("uint8_t[]", size)
-            return bytes(ffi.buffer(buffer, lib.tap_read(loop, gva & _MASK, buffer, size)))
+    def _see_place(self, loop: Any, raw: Any) -> bool:
+        """Have a name for where the record is from; whether there is one."""
+        place = raw.group, raw.pid_namespace
+        if self._place_layout is None or not any(place):
+            return False
+        if not self._places.is_known(place):
+            self._places.see(place, self._place_layout, raw.node, raw.proxy, _reader(loop))
+        lib.tap_know(self._tap, raw)
+        return True
 
+    def _in_words(self, loop: Any, raw: Any) -> None:
+        read = _reader(loop)
         record = Record.of(raw, sequence=0)
         texts = self._texts
         if record.kind == lib.TAP_CALL:
@@ -450,6 +498,16 @@ class SyscallTap:
 
 _MASK = (1 << 64) - 1
 _SITE_FIELDS = ("rip", "next", "kind", "abi", "step", "source", "target", "offset", "bytes")
+
+
+def _reader(loop: Any) -> Callable[[int, int], bytes]:
+    """Reads the guest's memory by linear address, as the vCPU that stands still sees it."""
+
+    def read(gva: int, size: int) -> bytes:
+        buffer = ffi.new("uint8_t[]", size)
+        return bytes(ffi.buffer(buffer, lib.tap_read(loop, gva & _MASK, buffer, size)))
+
+    return read
 
 
 def _set_bits(words: Any, numbers: Iterable[int | None]) -> None:

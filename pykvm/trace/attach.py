@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from pykvm.machine import Machine
     from pykvm.result import RunResult
+    from pykvm.tap import SyscallTap
     from pykvm.trace.event import Sink
     from pykvm.trace.record import TraceRing
     from pykvm.trace.select import Selection
@@ -54,6 +55,8 @@ class Attachment:
         self._recorder: Recorder | None = None
         self._is_shared = False
         self._sinks: list[Sink] = []
+        self._tap: SyscallTap | None = None
+        self._is_tapped = False
         self._is_over = False
 
     def join(self, sink: Sink, selection: Selection | None = None, recorder: Recorder | None = None) -> None:
@@ -74,6 +77,8 @@ class Attachment:
                 current.join(sink, selection)
                 self._recorder = current
             self._sinks.append(sink)
+            if selection is None or selection.may_want("syscall"):
+                self._tap_in(current)
 
     def leave(self, sink: Sink) -> None:
         """Nothing more goes to `sink`, which is closed. It may have left before; so may the guest."""
@@ -85,6 +90,7 @@ class Attachment:
                 self._recorder.leave(sink)
                 return
             recorder, self._recorder = self._recorder, None
+            self._tap_out()
             with self._stopped():
                 recorder.cut()
                 self._exchange(self._flight, special=False)
@@ -108,6 +114,30 @@ class Attachment:
         for ring in (*self._flight, *self._large):
             if ring not in self._rings:
                 ring.close()
+
+    # ---- the system calls of a Linux guest
+
+    def _tap_in(self, recorder: Recorder) -> None:
+        """Have them in the trace, too; why not, is said in it."""
+        image = self._machine.image
+        if self._is_tapped or self._is_shared or image is None or image.kind != "linux":
+            return
+        from pykvm.tap import SyscallTap, TapError  # noqa: PLC0415 - only Linux guests pay
+        from pykvm.trace.layers import Remark  # noqa: PLC0415 - as above
+
+        try:
+            with self._stopped():
+                self._tap = self._tap or SyscallTap(self._machine, gate=self._gate)
+                recorder.add_source(self._tap.listen())
+            self._tap.attach()
+            self._is_tapped = True
+        except (ConfigError, TapError) as error:
+            recorder.add_source(Remark(f"no syscalls in this trace: {error}"))
+
+    def _tap_out(self) -> None:
+        if self._tap and self._is_tapped:
+            self._tap.detach()
+            self._is_tapped = False
 
     # ---- the exchange
 

@@ -45,7 +45,8 @@ class TraceEvent(NamedTuple):
     ("IO", "HLT"), a hypercall, a syscall; `via` the exit reason that brought it, "" for what is no exit.
     `args` are (name, value) pairs, `result` a number or the name of an error. `guest_ns` is the time
     inside KVM_RUN before an exit, spent by the guest at the level `cpl` when it left. `rip` is where,
-    `where` the same as symbol+offset; `cr3` tells processes apart, `task` is the process' name. `data`
+    `where` the same as symbol+offset; `cr3` tells processes apart at one moment, `task` is the process' name,
+    `container` that of the container that it is in, as whoever made it calls it. `data`
     holds the first bytes (at most 32) that were written or answered, `code` the instruction as text.
     """
 
@@ -67,6 +68,7 @@ class TraceEvent(NamedTuple):
     task: str = ""
     code: str = ""
     thread: str = ""
+    container: str = ""
 
     @property
     def end_ns(self) -> int:

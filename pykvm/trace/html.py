@@ -148,6 +148,7 @@ class _Block:
             event.cr3,
             event.cpl,
             event.task,
+            event.container,
             event.thread,
             event.data if event.kind == "mark" else b"",
         )
@@ -176,6 +177,7 @@ def _about(event: TraceEvent) -> dict[str, Any]:
         "where": event.where,
         "cr3": "" if event.cr3 is None else f"{event.cr3:#x}",
         "task": event.task,
+        "container": event.container,
         "thread": event.thread,
         "args": [(name, value_text(name, value)) for name, value in event.args],
     }

@@ -73,7 +73,7 @@ def event_line(event: TraceEvent, shapes: Shapes) -> str:
     # fmt: off
     (
         time_ns, kind, layer, name, duration_ns, vcpu, via, args, result, guest_ns, cpl, rip, where, cr3,
-        data, task, code, thread,
+        data, task, code, thread, container,
     ) = event
     # fmt: on
     shape = shapes[kind, layer, name, via, args, rip, where, cpl, cr3, task, thread, vcpu]
@@ -82,6 +82,8 @@ def event_line(event: TraceEvent, shapes: Shapes) -> str:
     rest = f',"data":"{data.hex()}"' if data else ""
     if result is not None:
         rest = f',"result":{_json(result)}{rest}'
+    if container:
+        rest += f',"container":{quoted(container)}'
     if code:
         rest += f',"code":{quoted(code)}'
     return f'{{"time_ns":{time_ns},{takes}{after}{shape}{rest}}}\n'

@@ -81,6 +81,8 @@ class LiveSink:
         times = f"{duration_text(event.guest_ns):>8} {duration_text(event.duration_ns):>8}"
         front = f"{seconds:11.6f} {who:>3} {times}  {event.layer:<12}  {'':{_DEPTH.get(event.layer, 0)}}"
         text = f"{event.task}: {describe(event)}" if event.task else describe(event)
+        if event.container:
+            text = f"[{event.container}] {text}"
         back = f"   {event.where}" if event.where else ""
         if event.code and event.kind != "step":
             back += f"   | {event.code}"

@@ -145,7 +145,7 @@ class PerfettoSink:
             out += (_at(start - guest_ns, begin), _at(start, end))
         what = (event.kind, event.layer, event.name, event.via, event.args, takes is None)
         mark = event.data if event.kind == "mark" else b""
-        key = (what, event.where, event.vcpu, event.task, event.cr3, event.thread, mark)
+        key = (what, event.where, event.vcpu, event.task, event.container, event.cr3, event.thread, mark)
         known = self._known.get(key)
         if known is None:
             if len(self._known) >= _KNOWN_MAX:

@@ -20,6 +20,7 @@ __all__ = ["Share", "Summary", "SummarySink", "shares", "sums"]
 
 _SECTIONS = {  # from the program down to the hardware
     "syscall": "syscalls of the guest's programs",
+    "container": "of these, syscalls of containers",
     "hypercall": "hypercalls of its kernel",
     "kvm": "exits that KVM answered",
     "exit": "exits to userspace",
@@ -71,7 +72,7 @@ class Summary:
         kind = event.kind
         if kind == "note" and len(self.notes) < _NOTES_MAX:
             self.notes.append(event.name)
-        key = (kind, event.name, event.via, event.args if kind in _KEYED else ())
+        key = (kind, event.name, event.via, event.container, event.args if kind in _KEYED else ())
         histograms = self._known.get(key)
         if histograms is None:
             if len(self._known) >= _KNOWN_MAX:
@@ -118,7 +119,8 @@ def _rows(event: TraceEvent) -> list[tuple[str, str]]:
     if kind == "host":
         request = dict(event.args).get("request")
         return [("host", f"{event.name} {request}" if request else event.name)]
-    return [(kind, event.name)] if kind in _SECTIONS else []
+    rows = [(kind, event.name)] if kind in _SECTIONS else []
+    return [*rows, ("container", f"{event.container}: {event.name}")] if event.container else rows
 
 
 def _exit_name(event: TraceEvent) -> str:

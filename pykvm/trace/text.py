@@ -111,7 +111,8 @@ def track(event: TraceEvent) -> tuple[str, str]:
     Syscalls have a track for each process, because those of several processes overlap on one vCPU.
     """
     if event.kind == "syscall":
-        return "guest processes", event.task or f"cr3 {event.cr3 or 0:#x}"
+        group = f"container {event.container}" if event.container else "guest processes"
+        return group, event.task or f"cr3 {event.cr3 or 0:#x}"
     if event.vcpu is None:
         thread = event.thread
         return f"thread {thread}" if thread.isdecimal() else thread or "pykvm", event.layer

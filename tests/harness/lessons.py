@@ -2,16 +2,25 @@
 
 A console block has commands behind `$ ` and under each what it prints; `…` stands for any text. What a
 command prints on stderr counts. All blocks of a lesson run in order, the python ones in one namespace.
+Commands behind `# ` are typed into the shell that the last command behind `$ ` has started, also those of
+later blocks: that is a guest. It ends with the lesson, or when another is started.
 `<!-- include: FILE -->` is a source that the lesson shows; it must be there. `<!-- needs: NAME … -->` names
 probes of `pykvm doctor`: such a lesson runs with the KVM tests, natively or in a lab.
 """
 
 from __future__ import annotations
 
+import codecs
 import re
+import selectors
 import subprocess
+import time
+from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 __all__ = ["LESSONS", "ROOT", "Block", "blocks_of", "needs_of_lesson", "run_lesson"]
 
@@ -19,6 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LESSONS = sorted((ROOT / "guests").glob("*/lesson.md"))
 _FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _INCLUDE = re.compile(r"<!-- include: (\S+) -->")
+_TYPED = re.compile(r"^```console\n(?:.*\n)*?# ", re.MULTILINE)
 _NEEDS = re.compile(r"<!-- needs: (.*?) -->")
 _HEADINGS = (
     "## The guest",
@@ -29,6 +39,7 @@ _HEADINGS = (
     "## What to read next",
 )
 _LIMIT_S = 280
+_BEGUN, _DONE = "typed:", "done:"
 
 
 class Block(NamedTuple):
@@ -61,21 +72,29 @@ def run_lesson(path: Path) -> None:
     assert headings == list(_HEADINGS), "a lesson has the house's headings, in order"
     for name in _INCLUDE.findall(text):
         assert (path.parent / name).is_file(), f"{name} is included and not there"
-    assert _INCLUDE.search(text), "a lesson shows its guest's source"
+    assert _INCLUDE.search(text) or _TYPED.search(text), "a lesson shows its guest's source, or types it"
     namespace: dict[str, object] = {"__name__": "lesson"}
-    for block in blocks_of(text):
-        if block.language == "console":
-            _run_console(block)
-        else:
-            code = compile("\n" * block.line + block.text, str(path), "exec")
-            exec(code, namespace)  # noqa: S102 - running the lesson is the test
+    with _Consoles() as consoles:
+        for block in blocks_of(text):
+            if block.language == "console":
+                consoles.run(block)
+            else:
+                code = compile("\n" * block.line + block.text, str(path), "exec")
+                exec(code, namespace)  # noqa: S102 - running the lesson is the test
 
 
-def _commands_of(block: Block) -> list[tuple[str, str]]:
-    """(command, what it prints) pairs of a console block."""
-    parts = re.split(r"^\$ (.*)\n", block.text, flags=re.MULTILINE)
+class _Command(NamedTuple):
+    """A line of a console block, and what is shown below it. `prompt`: `$` is the host's, `#` a guest's."""
+
+    prompt: str
+    line: str
+    shown: str
+
+
+def _commands_of(block: Block) -> Iterator[_Command]:
+    parts = re.split(r"^([$#]) (.*)\n", block.text, flags=re.MULTILINE)
     assert not parts[0].strip(), f"line {block.line}: output before the first command"
-    return list(zip(parts[1::2], parts[2::2], strict=True))
+    return map(_Command, parts[1::3], parts[2::3], parts[3::3])
 
 
 def _matches(shown: str, printed: str) -> bool:
@@ -84,16 +103,102 @@ def _matches(shown: str, printed: str) -> bool:
     return re.fullmatch(pattern, printed.rstrip(), re.DOTALL) is not None
 
 
-def _run_console(block: Block) -> None:
-    """Run the commands of a console block and compare."""
-    for command, shown in _commands_of(block):
-        done = subprocess.run(
-            ["bash", "-c", command],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=_LIMIT_S,
-            check=False,
+class _Consoles:
+    """Runs console blocks, and keeps the guest whose shell they type into."""
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+        self._guest: _Shell | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def run(self, block: Block) -> None:
+        """Run the commands of a console block and compare."""
+        commands = list(_commands_of(block))
+        for command, after in zip(commands, [*commands[1:], None], strict=True):
+            if command.prompt == "#":
+                assert self._guest, f"line {block.line}: no guest to type into"
+                printed = self._guest.type(command.line)
+            elif after and after.prompt == "#":
+                self._stack.close()
+                self._guest = self._stack.enter_context(_Shell(command.line))
+                printed = ""
+            else:
+                printed = _printed_by(command.line)
+            wrong = f"{command.prompt} {command.line}\nshown:\n{command.shown}\nprinted:\n{printed}"
+            assert _matches(command.shown, printed), wrong
+
+
+def _printed_by(command: str) -> str:
+    done = subprocess.run(
+        ["bash", "-c", command],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=_LIMIT_S,
+        check=False,
+    )
+    return done.stdout
+
+
+class _Shell:
+    """A guest with a shell that reads commands from its input, as `pykvm run linux` has it."""
+
+    def __init__(self, command: str) -> None:
+        pipe = subprocess.PIPE
+        self._guest = subprocess.Popen(
+            ["bash", "-c", f"exec {command}"], stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT, bufsize=0
         )
-        assert _matches(shown, done.stdout), f"$ {command}\nshown:\n{shown}\nprinted:\n{done.stdout}"
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._printed = ""
+        self._count = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._guest.stdin
+        assert self._guest.stdout
+        self._guest.stdin.close()  # to the shell, the end
+        try:
+            self._guest.wait(10)
+        except subprocess.TimeoutExpired:  # something in it still runs
+            self._guest.terminate()
+            self._guest.wait(_LIMIT_S)
+        self._guest.stdout.close()
+
+    def type(self, line: str) -> str:
+        """What the command prints, from when it was read until whichever shell reads next says so.
+
+        A command may be a shell itself, which then reads what is typed. The shell before it must have read
+        the line, and none more, before more is typed.
+        """
+        self._count += 1
+        begun, done = f"{_BEGUN}{self._count}\n", f"{_DONE}{self._count}\n"
+        self._write(f"echo {begun[:-1]}; {line}\n")
+        self._until(begun)
+        self._write(f"echo {done[:-1]}\n")
+        return self._until(done)
+
+    def _write(self, text: str) -> None:
+        assert self._guest.stdin
+        self._guest.stdin.write(text.encode())
+
+    def _until(self, mark: str) -> str:
+        """What comes before the mark. Raises AssertionError if it does not come."""
+        assert self._guest.stdout
+        end = time.monotonic() + _LIMIT_S
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._guest.stdout, selectors.EVENT_READ)
+            while mark not in self._printed:
+                is_there = selector.select(end - time.monotonic())
+                data = self._guest.stdout.read(4096) if is_there else b""
+                assert data, f"the guest has ended, or says nothing more: {self._printed}"
+                self._printed += self._decoder.decode(data).replace("\r", "")
+        before, _, self._printed = self._printed.partition(mark)
+        return before

@@ -124,6 +124,7 @@ class Guest:
         self.machine.virtio.add(Fs(HostFolder(self.share), "host"))
         self.machine.virtio.add(Vsock(3, self.folder / "v"))
         load_agent(self.machine, self.kit, "guest", runtimes=self.runtimes)
+        self.machine.allow_attach()
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
         try:

@@ -14,6 +14,7 @@ import sys
 import tarfile
 import threading
 import time
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,12 +27,15 @@ from pykvm.containers.run_options import Limits
 from pykvm.containers.runtimes import RUNTIMES
 from pykvm.lab.store import Store
 from pykvm.linux.kit import Kit, cached_kit
+from pykvm.trace.select import Selection
 
 sys.path.append(str(Path(__file__).parent))
 from agent_guest import KINDS, AgentError, Ended, Guest, follow
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from pykvm.trace.event import TraceEvent
 
 pytestmark = pytest.mark.needs("ring3_syscall", "irqchip", "irqfd", "ioeventfd")
 NAMESPACES = ["mnt", "pid", "net", "ipc", "uts", "user", "cgroup", "time"]
@@ -608,3 +612,45 @@ def test_archives_of_a_container(guest: Guest) -> None:
     with pytest.raises(AgentError, match="no such file"):
         guest.client.ask("stat", name=name, path="/up/run/pykvm")
     end(guest, name, call)
+
+
+def test_a_tap_names_the_container_of_every_call(guest: Guest) -> None:
+    """Two at once, both with many short processes; one more process in the first; one made by hand; the guest.
+
+    Who calls is known by its cgroup and its PID namespace: page tables are used again by other containers.
+    """
+    events: list[TraceEvent] = []
+    names = {"tap-a": "first", "tap-b": "second"}
+    guest.machine.name_container = lambda group: names.get(group, group)
+    loop = "read go; for n in 1 2 3 4; do (cd /is/{0}) 2>/dev/null; /bin/true; done; read end"
+    calls = {
+        name: guest.open(loop.format(name), name=name, more={"stdin": True})[1] for name in ("tap-a", "tap-b")
+    }
+    tracer = guest.machine.attach(events.append, Selection(only=["syscall"]))
+    try:
+        for call in calls.values():
+            call.send(b"go\n")
+        guest.exec("tap-a", "cd /is/entered")
+        guest.exec(None, "cd /is/guest; unshare -u -p -f sh -c 'cd /is/hand'")
+        for call in calls.values():
+            call.send(b"end\n")
+            assert follow(call).status == 0
+    finally:
+        guest.machine.detach(tracer)
+        guest.machine.name_container = str
+    for name in calls:
+        guest.client.ask("delete", WAIT_S, name=name)
+    seen = [(dict(event.args)["arg0"], event.container) for event in events if event.name == "chdir"]
+    ours = Counter(one for one in seen if str(one[0]).startswith('"/is/'))
+    hand = next(container for path, container in ours if path == '"/is/hand"')
+    assert ours == {
+        ('"/is/tap-a"', "first"): 4,
+        ('"/is/tap-b"', "second"): 4,
+        ('"/is/entered"', "first"): 1,
+        ('"/is/guest"', ""): 1,
+        ('"/is/hand"', hand): 1,
+    }
+    assert re.search(r"\d{10}", hand) or hand, "by its cgroup, or by its PID namespace"
+    assert {event.container for event in events} == {"first", "second", hand, ""}
+    processes = {event.task for event in events if event.container == "second"}
+    assert len(processes) > 4, "each of its short processes"

@@ -27,6 +27,7 @@ from pykvm.compare import (
     Done,
     Job,
     Look,
+    Place,
     Plan,
     all_ways,
     compare,
@@ -38,11 +39,13 @@ from pykvm.compare.model import NO_GUEST
 from pykvm.compare.page import check_page, html_of, write_page
 from pykvm.compare.ptrace import NotCountedError, count_syscalls
 from pykvm.compare.table import print_table
+from pykvm.compare.workloads import LOOK
 from pykvm.errors import ConfigError, PykvmError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
+PLACE = b"Linux\n6.1-test\nbox\n00000007\npid:[4026532321]\n43 5 1 1 0 34 0\n"
 EVIL = "<script>alert('&')</script>"
 
 
@@ -70,13 +73,20 @@ class FakeWay:
     ) -> None:
         self.column = Column(name, name.upper(), "")
         self.each_ns, self.output, self.why, self.boot_ns = each_ns, output, lacks, boot_ns
+        self.cannot: Mapping[str, str] = {}
+        self.is_closed = False
         self.runs: list[tuple[int, Look]] = []
+
+    def close(self) -> None:
+        self.is_closed = True
 
     def lacks(self) -> str:
         return self.why
 
     def run(self, job: Job, look: Look) -> Done:
         assert job.disk.stat().st_size == 2048 * 512
+        if job.workload == LOOK:
+            return Done(PLACE, 1, machine_bytes=1 << 20 if self.boot_ns else None)
         self.runs.append((job.operations, look))
         exits = {"IO": 2 * job.operations + 5} if look is Look.EXITS else {"IO": 9**9}
         calls = {"write": job.operations} if look is Look.CALLS else {}
@@ -129,8 +139,8 @@ def test_table_shows_every_figure_and_every_reason() -> None:
     print_table(comparison(cell("a"), cell("b", exits=Absent("no KVM"), host_syscalls=NO_GUEST)), file)
     text = file.getvalue()
     assert "print: 10 times one line of 64 bytes" in text
-    assert re.search(r"VM exits to pykvm\W+1,287\W+not measured here \(1\)", text)
-    assert "not measured here (1): no KVM\n" in text
+    assert re.search(r"VM exits to pykvm\W+1,287\W+\(1\)", text)
+    assert "(1) not measured here: no KVM\n" in text
     assert re.search(r"host system calls\W+1,287\W+- ", text)
     assert "IO 128" in text
     assert "\x1b" not in text
@@ -206,7 +216,9 @@ def test_measuring(tmp_path: Path) -> None:
     way, told = FakeWay("a", each_ns=100_000), []
     found = compare([way], [WORKLOADS["print"]], Plan(repeat=2), progress=lambda *words: told.append(words))
     one = found.cell("print", "a")
-    assert told == [("print", "A")]
+    assert told == [("look", "A"), ("print", "A")]
+    assert way.is_closed
+    assert found.places["a"] == Place("Linux 6.1-test", "box", 7, 4026532321, 5 * 4096, NO_GUEST)
     assert one.exits == Count({"IO": 205}, {"IO": 5})
     assert one.guest_syscalls == Count({"write": 100}, {"write": 0})
     assert (one.us_per_operation, one.start_ms, one.timed_operations) == (100, 5, 1000)
@@ -215,7 +227,7 @@ def test_measuring(tmp_path: Path) -> None:
     assert timed == {0: 2, 100: 2, 1000: 2}
     boots = FakeWay("b", each_ns=100_000, boot_ns=10**9)
     one = compare([boots], [WORKLOADS["print"]], Plan(repeat=2)).cell("print", "b")
-    assert (one.us_per_operation, one.start_ms) == (100, 6005)
+    assert (one.us_per_operation, one.start_ms, one.alone_ms) == (100, 6005, 5)
 
 
 def test_operations_that_take_no_time_have_no_time() -> None:
@@ -225,9 +237,12 @@ def test_operations_that_take_no_time_have_no_time() -> None:
 
 
 def test_a_way_that_can_t_run_is_a_column_of_reasons() -> None:
-    """The others are measured all the same."""
-    ways = [FakeWay("a"), FakeWay("b", lacks="no KVM")]
+    """The others are measured all the same; so are its other workloads, where it can't do but one."""
+    ways = [FakeWay("a"), FakeWay("b", lacks="no KVM"), FakeWay("c")]
+    ways[2].cannot = {"print": "no paper"}
     found = compare(ways, [WORKLOADS["print"]], Plan(10, repeat=1))
+    assert found.cell("print", "c") == Cell.absent("print", "c", 10, "no paper")
+    assert found.places["b"] == Place.absent("no KVM")
     assert found.cell("print", "b") == Cell.absent("print", "b", 10, "no KVM")
     assert not ways[1].runs
     assert found.absent_ways == ("b",)
@@ -243,13 +258,18 @@ def test_work_that_came_to_something_else_is_an_error() -> None:
 
 def test_names() -> None:
     """The files in pykvm/compare/ways are the columns, in order; unknown names are one clear line."""
-    assert list(all_ways())[:3] == ["host", "emulated", "paravirt"]
+    ways = ["host", "host-container", "emulated", "paravirt", "linux", "linux-container"]
+    assert list(all_ways()) == ways
     assert [way.column.name for way in ways_named(("paravirt", "host"))] == ["host", "paravirt"]
     assert [work.name for work in workloads_named(("time", "print", "time"))] == ["time", "print"]
     with pytest.raises(ConfigError, match="no way 'xen'; there are host"):
         ways_named(("xen",))
-    with pytest.raises(ConfigError, match="no workload 'nap'; there are print"):
+    with pytest.raises(ConfigError, match="no workload 'nap'; there are getpid"):
         workloads_named(("nap",))
+
+
+CALLS = {"print": ["write"], "blocks": ["read"], "time": ["clock_gettime"], "getpid": ["getpid"]}
+CALLS["files"] = ["open", "fstat", "close"]
 
 
 @pytest.mark.parametrize("workload", WORKLOADS)
@@ -259,8 +279,8 @@ def test_the_host_process_asks_once_for_each_operation(workload: str, tmp_path: 
     disk.write_bytes(bytes(range(256)) * 2 * 40)
     jobs = [Job(workload, n, disk) for n in (0, 30)]
     none, all_ = (count_syscalls(argv)[0] for argv in way.counted(jobs))
-    call = {"print": "write", "blocks": "read", "time": "clock_gettime", "compute": ""}[workload]
-    assert all_ - none == Counter({call: 30} if call else {})
+    calls = CALLS.get(workload, [])
+    assert all_ - none == Counter(dict.fromkeys(calls, 30))
     output = way.run(jobs[1], Look.TIME).output
     if workload == "print":
         assert output.count(b"\n") == 30

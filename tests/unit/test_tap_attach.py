@@ -78,6 +78,7 @@ class FakeMachine:
         self.vm: Any = SimpleNamespace(filter_msrs=self.filtered.extend)
         self.image = SimpleNamespace(kind="linux")
         self.is_over = False
+        self.name_container = str
         self.sources: list[Any] = []
         self.spec = SimpleNamespace(unclaimed="stop")
 

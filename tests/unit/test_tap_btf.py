@@ -7,7 +7,7 @@ from struct import pack
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pykvm.tap.btf import TaskLayout, find_btf, task_layout
+from pykvm.tap.btf import PlaceLayout, TaskLayout, find_btf, task_layout
 
 STRUCT, VAR, DATASEC = 4, 14, 15
 
@@ -24,7 +24,7 @@ class Btf:
         self.strings += text.encode() + b"\0"
         return at
 
-    def struct(self, name: str, **members: int) -> None:
+    def struct(self, name: str, /, **members: int) -> None:
         self.types += pack("<3I", self.name(name), STRUCT << 24 | len(members), 8)
         for member, offset in members.items():
             self.types += pack("<3I", self.name(member), 1, offset * 8)
@@ -58,6 +58,30 @@ def test_current_task_is_a_variable_up_to_6_1() -> None:
     assert task_layout(memory, 0x1FB50) == TaskLayout(0x1FB80, 2976, 2420, 2416)
 
 
+def test_the_way_to_cgroup_and_namespaces() -> None:
+    """Each step's offset; a kernel that lacks a struct tells of its tasks all the same."""
+    structs = {
+        "css_set": {"dfl_cgrp": 48},
+        "cgroup": {"kn": 256},
+        "kernfs_node": {"parent": 8, "name": 16, "id": 96},
+        "nsproxy": {"uts_ns": 8, "pid_ns_for_children": 32},
+        "pid_namespace": {"ns": 120},
+        "ns_common": {"inum": 16},
+        "uts_namespace": {"name": 24},
+        "new_utsname": {"sysname": 0, "nodename": 65},
+    }
+    for missing in (None, *structs):
+        btf = Btf()
+        btf.struct("task_struct", pid=100, tgid=104, comm=200, cgroups=3000, nsproxy=2900)
+        btf.struct("pcpu_hot", current_task=0, top_of_stack=16)
+        for name, members in structs.items():
+            if name != missing:
+                btf.struct(name, **members)
+        found = task_layout(memoryview(btf.bytes()), 0x30010)
+        place = PlaceLayout((3000, 48, 256), 96, 16, 8, 2900, 32, 136, 8, 89)
+        assert found == TaskLayout(0x30000, 200, 104, 100, None if missing else place)
+
+
 def test_current_task_is_in_pcpu_hot_from_6_2_on() -> None:
     """That struct holds the top of the stack too, whose offset the entry's code tells."""
     btf = Btf()
@@ -78,7 +102,7 @@ def test_a_damaged_one_is_survived(at: int, value: int, length: int) -> None:
     raw = bytearray(kernel_6_1())
     raw[at % len(raw)] = value
     found = task_layout(memoryview(bytes(raw[:length])), 0x1FB50)
-    assert found is None or all(0 <= offset < 1 << 20 for offset in found)
+    assert found is None or all(0 <= offset < 1 << 20 for offset in found[:4])
 
 
 def test_sizes_beyond_memory_are_no_btf() -> None:

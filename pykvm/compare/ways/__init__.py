@@ -6,6 +6,8 @@
     emulated.py   a guest that drives the PC's devices
     paravirt.py   a guest that makes hypercalls
     linux.py      a process in a guest that is a whole Linux
+    host_container.py    a container of the host's kernel
+    linux_container.py   a container in a Linux guest
 
 run() does a job in our own process and looks at it from inside. The host's system calls are counted from
 outside, in the commands that counted() gives.
@@ -49,7 +51,8 @@ class Job(NamedTuple):
 class Done(NamedTuple):
     """One run: what it printed, how long it took from nothing to nothing, and what was to be looked at.
 
-    `work_ns` is the work alone, where the way can tell it from a long start.
+    `work_ns` is the work alone, where the way can tell it from a long start. `machine_bytes` is what of the
+    machine's memory the host had to give, None where there is none.
     """
 
     output: bytes
@@ -59,18 +62,20 @@ class Done(NamedTuple):
     exits: Mapping[str, int] | Absent = NO_GUEST
     kvm_exits: Mapping[str, int] | Absent = NO_GUEST
     work_ns: int | None = None
+    machine_bytes: int | None = None
 
 
 class Way(Protocol):
     """A column. Its place among the others is by `order`.
 
     With `marks_work` its counts are of the work alone: where a whole system comes up first, nobody could
-    tell them apart.
+    tell them apart. `cannot` has the workloads that it can't do, and why.
     """
 
     column: Column
     order: int
     marks_work: bool
+    cannot: Mapping[str, str]
 
     def lacks(self) -> str:
         """Why it can't run here; "" if it can."""
@@ -81,6 +86,10 @@ class Way(Protocol):
 
         Raises PykvmError if it did not end well.
         """
+        ...
+
+    def close(self) -> None:
+        """Give back what was kept from run to run."""
         ...
 
     def counted(self, jobs: Sequence[Job]) -> Sequence[Sequence[str]]:

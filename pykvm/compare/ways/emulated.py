@@ -12,7 +12,17 @@ from pykvm import layout
 from pykvm.boot import symbols
 from pykvm.boot.disk_file import DiskFile
 from pykvm.compare.model import Column
-from pykvm.compare.parts import RING3, TIMEOUT_S, built, hypercalls_of, kvm_exits_of, lacks, need_end
+from pykvm.compare.parts import (
+    NO_FILES,
+    RING3,
+    TIMEOUT_S,
+    built,
+    hypercalls_of,
+    kvm_exits_of,
+    lacks,
+    need_end,
+    resident_bytes,
+)
 from pykvm.compare.ways import Done, Job, Look, vmm_command
 from pykvm.devices.ata import Ata
 from pykvm.machine import Machine
@@ -32,9 +42,11 @@ class _Emulated:
         "emulated",
         "fully virtualized guest",
         "a kernel with drivers for a PC's serial port (16550A), disk (ATA, PIO) and clock (MC146818)",
+        "guest, fully\nvirtualized",
     )
     order = 10
     marks_work = False
+    cannot = NO_FILES
 
     def lacks(self) -> str:
         """Asks the KVM, once."""
@@ -55,13 +67,26 @@ class _Emulated:
                 for at, word in enumerate((job.workload, str(job.operations), "disk"), start=1):
                     machine.memory.write(known["words"] + at * _WORD_BYTES, word.encode() + b"\0")
                 result = machine.run(timeout=TIMEOUT_S)
+                machine_bytes = resident_bytes(machine)
                 kvm_exits = kvm_exits_of(machine) if look is Look.EXITS else {}
                 syscalls = _counts(machine, known["syscall_counts"]) if look is Look.CALLS else {}
         finally:
             disk.close()
         wall_ns = time.monotonic_ns() - start
         need_end(result, "halt", job.workload)
-        return Done(result.console, wall_ns, syscalls, hypercalls_of(result), result.exits, kvm_exits)
+        return Done(
+            result.console,
+            wall_ns,
+            syscalls,
+            hypercalls_of(result),
+            result.exits,
+            kvm_exits,
+            None,
+            machine_bytes,
+        )
+
+    def close(self) -> None:
+        """Nothing is kept."""
 
     def counted(self, jobs: Sequence[Job]) -> list[list[str]]:
         """One process of ours for all jobs."""

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 from pykvm.compare.model import Column
-from pykvm.compare.parts import built
+from pykvm.compare.parts import ALL, built
 from pykvm.compare.ways import Done, Job, Look
 from pykvm.errors import PykvmError
 
@@ -20,9 +20,12 @@ _LIMIT_S = 120
 
 
 class _Host:
-    column = Column("host", "host process", "an ordinary process: no guest, no hypervisor")
+    column = Column(
+        "host", "host process", "an ordinary process: no guest, no hypervisor", "process\non the host"
+    )
     order = 0
     marks_work = False
+    cannot = ALL
 
     def lacks(self) -> str:
         """The host is always there."""
@@ -45,6 +48,9 @@ class _Host:
         if done.returncode:
             raise PykvmError(f"{job.workload}: the host process ended with status {done.returncode}")
         return Done(done.stdout, wall_ns)
+
+    def close(self) -> None:
+        """Nothing is kept."""
 
     def counted(self, jobs: Sequence[Job]) -> list[list[str]]:
         """A process for each job."""

@@ -11,7 +11,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from pykvm.compare.model import Absent, Column
-from pykvm.compare.parts import TIMEOUT_S, built, kvm_exits_of, lacks, need_end
+from pykvm.compare.parts import ALL, TIMEOUT_S, built, kvm_exits_of, lacks, need_end, resident_bytes
 from pykvm.compare.ptrace import mark_begin, mark_end
 from pykvm.compare.ways import Done, Job, Look, vmm_command
 from pykvm.doctor.features import LINUX
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pykvm.machine import Machine
     from pykvm.trace.event import TraceEvent
 
-__all__ = ["NEEDS", "way"]
+__all__ = ["NEEDS", "cached", "way"]
 
 _PROGRAM = "compare_program"  # 15 bytes: all of a name that Linux keeps
 NEEDS = (*LINUX, "irqfd", "ioeventfd", "msr_filter")
@@ -41,15 +41,17 @@ class _Linux:
         "process in a Linux guest",
         "an ordinary process on Debian's kernel, which has a virtio console and disk; counted and timed from "
         "the program's start to its end",
+        "process in a\nLinux guest",
     )
     order = 30
     marks_work = True
+    cannot = ALL
 
     def lacks(self) -> str:
         """Asks the KVM, once, and the cache."""
         if why := lacks(NEEDS):
             return why
-        return "" if _kit() else "there is no kernel for Linux guests; `pykvm kernel fetch` gets one"
+        return "" if cached() else "there is no kernel for Linux guests; `pykvm kernel fetch` gets one"
 
     def run(self, job: Job, look: Look) -> Done:
         """Build the machine, boot Linux, run the program, take it apart."""
@@ -65,18 +67,25 @@ class _Linux:
             window = _Window(machine, look)
             machine.on_mark = window.on_mark
             result = machine.run(timeout=TIMEOUT_S)
+            machine_bytes = resident_bytes(machine)
         wall_ns = time.monotonic_ns() - start
         need_end(result, "exit", job.workload)
         if window.work_ns is None:
             raise PykvmError(f"{job.workload}: the guest did not mark where its work begins and ends")
-        return Done(bytes(output), wall_ns, calls, {}, window.exits, window.kvm_exits, window.work_ns)
+        return Done(
+            bytes(output), wall_ns, calls, {}, window.exits, window.kvm_exits, window.work_ns, machine_bytes
+        )
+
+    def close(self) -> None:
+        """Nothing is kept."""
 
     def counted(self, jobs: Sequence[Job]) -> list[list[str]]:
         """One process of ours for all jobs."""
         return [vmm_command("linux", jobs)]
 
 
-def _kit() -> Kit | None:
+def cached() -> Kit | None:
+    """The guests' kernel and what goes with it, if the cache has it."""
     from pykvm.linux.kit import cached_kit  # noqa: PLC0415 - as above
 
     try:
@@ -94,7 +103,7 @@ def _load(machine: Machine, job: Job, output: bytearray) -> None:
     from pykvm.linux.initramfs import Job as Inside  # noqa: PLC0415 - as above
     from pykvm.linux.initramfs import build_initramfs  # noqa: PLC0415 - as above
 
-    kit = _kit()
+    kit = cached()
     if kit is None:
         raise PykvmError("there is no kernel for Linux guests; `pykvm kernel fetch` gets one")
     machine.virtio.add(Block(RawFile(job.disk, read_only=True)))

@@ -7,7 +7,17 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from pykvm.compare.model import Column
-from pykvm.compare.parts import RING3, TIMEOUT_S, built, hypercalls_of, kvm_exits_of, lacks, need_end
+from pykvm.compare.parts import (
+    NO_FILES,
+    RING3,
+    TIMEOUT_S,
+    built,
+    hypercalls_of,
+    kvm_exits_of,
+    lacks,
+    need_end,
+    resident_bytes,
+)
 from pykvm.compare.ways import Done, Job, Look, vmm_command
 from pykvm.machine import Machine
 from pykvm.trace.syscalls import syscall_name
@@ -19,9 +29,15 @@ __all__ = ["way"]
 
 
 class _Paravirt:
-    column = Column("paravirt", "paravirtualized guest", "pykvm's paravirtual kernel, which makes hypercalls")
+    column = Column(
+        "paravirt",
+        "paravirtualized guest",
+        "pykvm's paravirtual kernel, which makes hypercalls",
+        "guest, para-\nvirtualized",
+    )
     order = 20
     marks_work = False
+    cannot = NO_FILES
 
     def lacks(self) -> str:
         """Asks the KVM, once."""
@@ -34,12 +50,25 @@ class _Paravirt:
             words = [job.workload, str(job.operations), "/dev/disk"]
             machine.load_program(built("compare_program.elf"), words, disk=job.disk)
             result = machine.run(timeout=TIMEOUT_S)
+            machine_bytes = resident_bytes(machine)
             kvm_exits = kvm_exits_of(machine) if look is Look.EXITS else {}
             syscalls = _counts(machine) if look is Look.CALLS else {}
         wall_ns = time.monotonic_ns() - start
         need_end(result, "exit", job.workload)
 
-        return Done(result.console, wall_ns, syscalls, hypercalls_of(result), result.exits, kvm_exits)
+        return Done(
+            result.console,
+            wall_ns,
+            syscalls,
+            hypercalls_of(result),
+            result.exits,
+            kvm_exits,
+            None,
+            machine_bytes,
+        )
+
+    def close(self) -> None:
+        """Nothing is kept."""
 
     def counted(self, jobs: Sequence[Job]) -> list[list[str]]:
         """One process of ours for all jobs."""

@@ -140,7 +140,7 @@ class Model {
   find(query) {
     const words = query.toLowerCase().split(/\s+/).filter(Boolean);
     if (!words.length) return null;
-    const hay = this.shapes.map((s) => [s.kind, s.layer, s.title, s.via, s.where, s.task, s.thread].join(" ").toLowerCase());
+    const hay = this.shapes.map((s) => [s.kind, s.layer, s.title, s.via, s.where, s.task, s.container, s.thread].join(" ").toLowerCase());
     const lower = this.texts.map((text) => text.toLowerCase());
     const found = [];
     for (let i = 0; i < this.count; i++) {

@@ -97,6 +97,7 @@ class Panels {
     fact("vCPU", shape.vcpu);
     fact("thread", shape.thread);
     fact("process", shape.task);
+    fact("container", shape.container);
     fact("came by", shape.via);
     for (const [name, value] of shape.args) fact(name, value);
     fact("result", more.result);
