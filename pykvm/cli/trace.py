@@ -47,7 +47,7 @@ class _TraceCommand(MachineCommand):
 
 
 _FOR_ATTACH = {"attach", "only", "without", "ports", "syscalls", "hypercalls", "output", "form", "summary"}
-_FOR_ATTACH |= {"as_json", "quiet", "args"}
+_FOR_ATTACH |= {"containers", "as_json", "quiet", "args"}
 
 
 @click.command(cls=_TraceCommand)
@@ -65,6 +65,7 @@ _FOR_ATTACH |= {"as_json", "quiet", "args"}
     metavar="N",
     help="Of the syscalls only those of this process of the guest's.",
 )
+@_list("--container", "containers", "NAME", "Of the syscalls only those of this container.")
 @_list("--hypercall", "hypercalls", "NAME", "Of the hypercalls only these.")
 @click.option("-o", "--output", default="", metavar="FILE", help="Write the events to FILE; - is stdout.")
 @click.option(
@@ -100,6 +101,8 @@ def command(image: str, quiet: bool, drop_records: bool, attach: str | None, **o
     guest that is faster than the reader waits for it. Each line names the layer that does the work, and
     how long; "after" is how long the guest ran before.
 
+    With --attach, a Linux guest's syscalls are there too; each names the container that it comes from.
+
     \b
     Kinds: exit, hypercall, syscall, step, kvm, host, mark; or an exit reason: io, mmio, hlt, debug …
     The exit status is that of `pykvm run`; 125 if the trace could not be written.
@@ -113,6 +116,7 @@ def command(image: str, quiet: bool, drop_records: bool, attach: str | None, **o
       pykvm trace -o - --format jsonl 01_hello | jq .name
       pykvm trace -c --paravirt ./a.out
       pykvm trace -c --attach NAME
+      pykvm trace --attach NAME --container web
     """  # noqa: D301 - click wants the \b itself
     from pykvm.trace.command import TraceOptions, trace_image
 

@@ -35,6 +35,9 @@ FORMATS = {
 """Every form of trace, and the file names' ends that choose it."""
 
 
+_AS_WORDS = ("only", "without", "syscalls", "hypercalls", "containers")
+
+
 class TraceOptions(NamedTuple):
     """The options of the command beyond those of `run`. `output` "-" is stdout, "" the terminal (stderr)."""
 
@@ -48,6 +51,7 @@ class TraceOptions(NamedTuple):
     syscalls: tuple[str, ...] = ()
     hypercalls: tuple[str, ...] = ()
     processes: tuple[int, ...] = ()
+    containers: tuple[str, ...] = ()
     tap: str = "auto"
     host: bool = False
     disassemble: bool = False
@@ -71,13 +75,14 @@ class TraceOptions(NamedTuple):
             syscalls=self.syscalls,
             hypercalls=self.hypercalls,
             processes=self.processes,
+            containers=self.containers,
         )
 
     @property
     def request(self) -> dict[str, Any]:
         """The selection as a machine is asked for it."""
         ports = [parse_ports(text) for text in self.ports]
-        words = {name: getattr(self, name) for name in ("only", "without", "syscalls", "hypercalls")}
+        words = {name: getattr(self, name) for name in _AS_WORDS}
         return {**words, "ports": [(where.start, where.stop) for where in ports]}
 
     @property

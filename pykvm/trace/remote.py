@@ -31,7 +31,7 @@ __all__ = ["RemoteTrace", "serve_trace"]
 _PATIENCE_S = 2.0
 _DATA = TraceEvent._fields.index("data")
 _ARGS = TraceEvent._fields.index("args")
-_WORDS = ("only", "without", "syscalls", "hypercalls")
+_WORDS = ("only", "without", "syscalls", "hypercalls", "containers")
 _PIECE = 1 << 16
 _TICKS = {
     "guest_ns": "guest_ticks",
@@ -134,6 +134,7 @@ def _selection(request: Mapping[str, Any]) -> Selection:
         ports=ports,
         syscalls=words["syscalls"],
         hypercalls=words["hypercalls"],
+        containers=words["containers"],
     )
 
 

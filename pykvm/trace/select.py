@@ -23,8 +23,8 @@ class Selection:
 
     `only` and `without` hold kinds of event or exit reasons ("hypercall", "IO"; case does not matter),
     `ports` ranges of I/O ports or gpas that exits must touch, `syscalls` and `hypercalls` names, `processes`
-    numbers of the guest's processes, whose syscalls are wanted. An event that none of the last four speaks of
-    (a halt where ports are chosen) is left out, unless `only` names it.
+    numbers of the guest's processes and `containers` names, whose syscalls are wanted. An event that none of
+    the last five speaks of (a halt where ports are chosen) is left out, unless `only` names it.
     """
 
     def __init__(
@@ -36,13 +36,16 @@ class Selection:
         syscalls: Iterable[str] = (),
         hypercalls: Iterable[str] = (),
         processes: Iterable[int] = (),
+        containers: Iterable[str] = (),
     ) -> None:
         self._only = frozenset(word.lower() for word in only)
         self._without = frozenset(word.lower() for word in without)
         self._ports = tuple(ports)
         self._names = {"syscall": frozenset(syscalls), "hypercall": frozenset(hypercalls)}
         self._processes = frozenset(processes)
-        self._is_narrow = bool(self._ports or self._processes or any(self._names.values()))
+        self._containers = frozenset(containers)
+        self._callers = bool(self._processes or self._containers)
+        self._is_narrow = bool(self._ports or self._callers or any(self._names.values()))
         self.is_everything = not (self._only or self._without or self._is_narrow)
 
     def keep(self, events: Sequence[TraceEvent]) -> Sequence[TraceEvent]:
@@ -53,7 +56,7 @@ class Selection:
         """Whether any event of `kind`, which no exit brings, could be wanted: else nobody need produce it."""
         if kind in self._without or (self._only and kind not in self._only):
             return False
-        chosen = bool(self._names.get(kind) or (kind == "syscall" and self._processes))
+        chosen = bool(self._names.get(kind) or (kind == "syscall" and self._callers))
         return not self._is_narrow or kind in self._only or chosen
 
     def wants(self, event: TraceEvent) -> bool:
@@ -70,17 +73,23 @@ class Selection:
         return not self._is_narrow or self._is_chosen(event, named=named)
 
     def _is_chosen(self, event: TraceEvent, *, named: bool) -> bool:
-        if event.kind == "syscall" and self._processes and _process(event.task) not in self._processes:
+        if event.kind == "syscall" and not self._is_of_whom(event):
             return False
         names = self._names.get(event.kind)
         if names:
             return event.name in names
-        if event.kind == "syscall" and self._processes:
+        if event.kind == "syscall" and self._callers:
             return True
         if self._ports and event.kind in ("exit", "mark"):
             address = next((value for name, value in event.args if name in ("port", "gpa")), None)
             return named or any(address in where for where in self._ports)
         return named
+
+    def _is_of_whom(self, event: TraceEvent) -> bool:
+        """Whether a syscall is that of a chosen process, in a chosen container."""
+        if self._containers and event.container not in self._containers:
+            return False
+        return not self._processes or _process(event.task) in self._processes
 
 
 def _process(task: str) -> int | None:

@@ -615,7 +615,7 @@ def test_archives_of_a_container(guest: Guest) -> None:
 
 
 def test_a_tap_names_the_container_of_every_call(guest: Guest) -> None:
-    """Two at once, both with many short processes; one more process in the first; one made by hand; the guest.
+    """Two at once with many short processes; one more process in the first; one made by hand; the guest.
 
     Who calls is known by its cgroup and its PID namespace: page tables are used again by other containers.
     """

@@ -20,6 +20,9 @@ class Btf:
         self.strings = b"\0"
 
     def name(self, text: str) -> int:
+        at = self.strings.find(b"\0" + text.encode() + b"\0") + 1
+        if at:
+            return at
         at = len(self.strings)
         self.strings += text.encode() + b"\0"
         return at

@@ -40,7 +40,7 @@ class Rig:
         self.shared.tap = self.tap
         tap = self.tap
         tap.records, tap.capacity, tap.port, tap.site_count = self.ring, capacity, PORT, 2
-        tap.current_at = tap.name_at = tap.process_at = tap.thread_at = lib.TAP_NO_OFFSET
+        tap.current_at = tap.name_at = tap.process_at = tap.thread_at = tap.id_at = lib.TAP_NO_OFFSET
         tap.choices[0].wants_all = 1
         self.site(0, rip=CALL_AT, next=CALL_AT + 3, kind=lib.TAP_CALL, step=lib.TAP_STEP_COPY)
         tap.sites[0].source, tap.sites[0].target = RSP, RDI
@@ -85,6 +85,11 @@ class Rig:
 
     def answer(self) -> bool:
         return bool(lib.tap_answer(self.loop))
+
+    def look(self) -> Any:
+        """What C finds, and the record."""
+        record = ffi.new("struct tap_record *")
+        return lib.tap_look(self.loop, record), record
 
     def taken(self) -> list[Any]:
         out = ffi.new("struct tap_record[]", 16)
@@ -198,6 +203,31 @@ def test_the_process_is_named() -> None:
     assert not rig.taken()
 
 
+def test_where_a_task_is_goes_to_python_until_it_knows() -> None:
+    """Through the task to its cgroup's id and its PID namespace's number; what is known, C answers alone."""
+    rig = Rig()
+    tap, at = rig.tap, TASK_STRUCT
+    tap.current_at, tap.node_steps, tap.id_at = 0x10, (0x50, 0x58, 0x60), 0x68
+    tap.proxy_at, tap.namespace_at, tap.number_at = 0x70, 0x78, 0x80
+    pack_into("<Q", rig.memory, PER_CPU + 0x10, RAM_GVA + at)
+    for offset in (0x50, 0x58, 0x60, 0x70, 0x78):  # every step leads to the same page
+        pack_into("<Q", rig.memory, at + offset, RAM_GVA + at)
+    pack_into("<Q", rig.memory, at + 0x68, 4711)
+    pack_into("<I", rig.memory, at + 0x80, 0xF000_0042)
+    assert not rig.answer()
+    found, record = rig.look()
+    assert found == lib.TAP_IN_WORDS
+    assert (record.group, record.pid_namespace) == (4711, 0xF000_0042)
+    assert record.node == record.proxy == RAM_GVA + at
+    lib.tap_know(tap, record)
+    assert rig.answer()
+    assert rig.taken()[0].group == 4711
+    pack_into("<Q", rig.memory, at + 0x70, 0)  # a task that is about to end has no namespaces
+    rig.exit(CALL_AT)
+    _, record = rig.look()
+    assert (record.group, record.pid_namespace, record.proxy) == (4711, 0, 0)
+
+
 def test_a_full_ring_loses_nothing() -> None:
     """The exit waits for Python, unanswered; after the ring is read it is answered and recorded once."""
     rig = Rig(capacity=2)
@@ -244,13 +274,16 @@ def test_any_address_of_the_guest_s_is_survived(
     """Wild stacks, page tables and per-CPU areas: answered, recorded or counted as wild, and nothing else."""
     rig = Rig()
     rig.tap.current_at, rig.tap.name_at, rig.tap.process_at, rig.tap.thread_at = 0, 0, 8, 12
+    rig.tap.id_at = 16
     rig.exit(site)
     rig.regs.rsp, rig.sregs.cr3, rig.sregs.gs.base = rsp, cr3 if entries else PML4, gs
     for at, value in entries:
         pack_into("<Q", rig.memory, at * 8, value)
     before = bytes(rig.memory)
+    lib.tap_know(rig.tap, rig.look()[1])
+    wild = rig.tap.wild
     assert rig.answer()
-    assert len(rig.taken()) + bool(rig.tap.wild) >= 1
+    assert len(rig.taken()) + (rig.tap.wild > wild) >= 1
     assert bytes(rig.memory) == before
 
 

@@ -103,6 +103,7 @@ def events(draw: st.DrawFn) -> TraceEvent:
         cr3=draw(st.none() | numbers),
         data=draw(st.binary(max_size=32)),
         task=draw(st.text(max_size=16)),
+        container=draw(st.text(max_size=16)),
         code=draw(st.text(max_size=40)),
         thread=draw(st.text(max_size=16)),
     )
