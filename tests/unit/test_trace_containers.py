@@ -20,7 +20,14 @@ if TYPE_CHECKING:
 
 
 def call(container: str, task: str = "sh[7]", name: str = "write") -> TraceEvent:
-    where = {"kind": "syscall", "layer": "guest kernel", "via": "", "args": (), "data": b"", "where": ""}
+    where: dict[str, Any] = {
+        "kind": "syscall",
+        "layer": "guest kernel",
+        "via": "",
+        "args": (),
+        "data": b"",
+        "where": "",
+    }
     return event(name=name, task=task, container=container, **where)
 
 
