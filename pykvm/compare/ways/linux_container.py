@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import socket
 import tarfile
 import tempfile
 import threading
@@ -38,7 +37,6 @@ _NAME = "compare"
 _PROGRAM = "program"
 _FIRST_ID = 100_000
 _ANSWER_S = 60.0
-_RETRY_S = 0.01
 
 
 class _LinuxContainer:
@@ -88,7 +86,7 @@ class _Guest:
         self.boot_ns = 0
         self._stack = ExitStack()
         self._calls: Counter[str] = Counter()
-        self._ended = ""
+        self._client: AgentClient | None = None
 
     def __enter__(self) -> Self:
         try:
@@ -101,12 +99,13 @@ class _Guest:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with suppress(PykvmError, TimeoutError, AttributeError):
-            self._client.ask("shutdown", _ANSWER_S)
+        with suppress(PykvmError, TimeoutError):
+            self._ask("shutdown")
         self._stack.close()
 
     def _boot(self) -> None:
-        from pykvm.containers.guest_boot import load_agent  # noqa: PLC0415 - who has no KVM does not pay
+        from pykvm.containers.dialling import connect_agent  # noqa: PLC0415 - who has no KVM does not pay
+        from pykvm.containers.guest_boot import load_agent  # noqa: PLC0415 - as above
         from pykvm.containers.layer_disk import LayerDisk, partition_name  # noqa: PLC0415 - as above
         from pykvm.devices.virtio.block import Block  # noqa: PLC0415 - as above
         from pykvm.devices.virtio.vsock import Vsock  # noqa: PLC0415 - as above
@@ -125,13 +124,15 @@ class _Guest:
         self._thread = threading.Thread(target=self._run, name="compare", daemon=True)
         self._thread.start()
         self._stack.callback(self._end)
-        self._client = self._connect(folder / "v")
+        self._client = connect_agent(folder / "v")
         self._stack.callback(self._client.close)
-        self._client.ask("rescan", _ANSWER_S)
+        self._ask("rescan")
         self._layer = partition_name(layer)
 
     def _run(self) -> None:
-        self._ended = str(self._machine.run(timeout=TIMEOUT_S))
+        self._machine.run(timeout=TIMEOUT_S)
+        if self._client:
+            self._client.close()  # who waits for an answer hears that none will come
 
     def _end(self) -> None:
         self._thread.join(_ANSWER_S)
@@ -139,25 +140,18 @@ class _Guest:
             self._machine.stop()
             self._thread.join()
 
-    def _connect(self, path: Path) -> AgentClient:
-        from pykvm.containers.calls import AgentClient  # noqa: PLC0415 - as above
-        from pykvm.containers.wire import PORT  # noqa: PLC0415 - as above
-
-        while self._thread.is_alive():
-            link = socket.socket(socket.AF_UNIX)
-            with suppress(OSError):
-                link.settimeout(_ANSWER_S)
-                link.connect(str(path))
-                link.sendall(f"CONNECT {PORT}\n".encode())
-                if _line(link).startswith(b"OK"):
-                    return AgentClient(link)
-            link.close()
-            time.sleep(_RETRY_S)
-        raise PykvmError(f"the guest ended before its agent answered: {self._ended}")
-
     def _count(self, event: TraceEvent) -> None:
         if event.kind == "syscall" and event.task.startswith(f"{_PROGRAM}[") and event.name != "execve":
             self._calls[event.name] += 1
+
+    @property
+    def _agent(self) -> AgentClient:
+        if self._client is None:
+            raise PykvmError("the guest has no agent that answers")
+        return self._client
+
+    def _ask(self, what: str, **words: Any) -> None:
+        self._agent.ask(what, _ANSWER_S, **words)
 
     # ---- one container
 
@@ -166,7 +160,7 @@ class _Guest:
         from pykvm.trace.select import Selection  # noqa: PLC0415 - as above
 
         begin = time.monotonic_ns()
-        call = self._client.open("create", **_wish(job, self._layer))
+        call = self._agent.open("create", **_wish(job, self._layer))
         call.answer(_ANSWER_S)
         self._calls.clear()
         tracer = None
@@ -176,13 +170,13 @@ class _Guest:
         if look is Look.HOST:
             mark_begin()
         start = time.monotonic_ns()
-        self._client.ask("start", _ANSWER_S, name=_NAME)
+        self._ask("start", name=_NAME)
         output, status = _follow(call)
         work_ns = time.monotonic_ns() - start
         if look is Look.HOST:
             mark_end()
         exits, kvm = self._more_than(before, look)
-        self._client.ask("delete", _ANSWER_S, name=_NAME, force=True)
+        self._ask("delete", name=_NAME, force=True)
         wall_ns = self.boot_ns + time.monotonic_ns() - begin
         if tracer:
             self._machine.detach(tracer)
@@ -206,13 +200,6 @@ class _Guest:
         if isinstance(kvm, Absent) or isinstance(before[1], Absent):
             return exits, kvm
         return exits, Counter(kvm) - Counter(before[1])
-
-
-def _line(link: socket.socket) -> bytes:
-    found = b""
-    while (byte := link.recv(1)) and byte != b"\n":
-        found += byte
-    return found
 
 
 def _layer(folder: Path, disk: Path) -> LayerFile:
