@@ -622,7 +622,7 @@ def test_a_tap_names_the_container_of_every_call(guest: Guest) -> None:
     events: list[TraceEvent] = []
     names = {"tap-a": "first", "tap-b": "second"}
     guest.machine.name_container = lambda group: names.get(group, group)
-    loop = "read go; for n in 1 2 3 4; do (cd /is/{0}) 2>/dev/null; /bin/true; done; read end"
+    loop = "read go; for n in 1 2; do (cd /is/{0}) 2>/dev/null; done; read end"
     calls = {
         name: guest.open(loop.format(name), name=name, more={"stdin": True})[1] for name in ("tap-a", "tap-b")
     }
@@ -644,13 +644,15 @@ def test_a_tap_names_the_container_of_every_call(guest: Guest) -> None:
     ours = Counter(one for one in seen if str(one[0]).startswith('"/is/'))
     hand = next(container for path, container in ours if path == '"/is/hand"')
     assert ours == {
-        ('"/is/tap-a"', "first"): 4,
-        ('"/is/tap-b"', "second"): 4,
+        ('"/is/tap-a"', "first"): 2,
+        ('"/is/tap-b"', "second"): 2,
         ('"/is/entered"', "first"): 1,
         ('"/is/guest"', ""): 1,
         ('"/is/hand"', hand): 1,
     }
-    assert re.search(r"\d{10}", hand) or hand, "by its cgroup, or by its PID namespace"
+    assert re.search(r"pid:\[\d{10}\]$", hand), (
+        "in no cgroup of its own: by its host name and its PID namespace"
+    )
     assert {event.container for event in events} == {"first", "second", hand, ""}
     processes = {event.task for event in events if event.container == "second"}
-    assert len(processes) > 4, "each of its short processes"
+    assert len(processes) >= 3, "its shell and each of its short processes"
