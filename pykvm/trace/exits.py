@@ -264,6 +264,7 @@ class ExitSource:
                 "",
                 describe(view[at : at + RECORD_BYTES]) if describe else "",
                 thread,
+                "",
             )
             put(_new(TraceEvent, event))
             at += RECORD_BYTES

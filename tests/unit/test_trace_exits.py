@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -13,12 +13,10 @@ from hypothesis import strategies as st
 from pykvm import layout
 from pykvm._native import ffi, lib
 from pykvm.bus import Bus
+from pykvm.trace.event import TraceEvent
 from pykvm.trace.exits import RECORD, ExitNames, ExitSource
 from pykvm.trace.record import RECORD_BYTES
 from pykvm.trace.running_clock import FRACTION, Line
-
-if TYPE_CHECKING:
-    from pykvm.trace.event import TraceEvent
 
 SYNCED = lib.RECORD_REGS | lib.RECORD_SREGS
 DONE = SYNCED | lib.RECORD_DONE
@@ -89,7 +87,9 @@ def source(ring: Ring | None = None, **options: Any) -> ExitSource:
 def events(*records: bytes, **options: Any) -> list[TraceEvent]:
     ring = Ring()
     ring.raw.append(b"".join(records))
-    return list(source(ring, **options).take()[0])
+    found = list(source(ring, **options).take()[0])
+    assert {len(one) for one in found} <= {len(TraceEvent._fields)}, "made without the type's own constructor"
+    return found
 
 
 def event(**fields: Any) -> TraceEvent:
