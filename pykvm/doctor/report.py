@@ -10,7 +10,7 @@ from pykvm.doctor.catalogue import PROBES
 from pykvm.doctor.child import run_in_child
 from pykvm.doctor.features import Finding, findings
 from pykvm.doctor.host import Host, next_step, survey
-from pykvm.doctor.outcome import Outcome
+from pykvm.doctor.outcome import Outcome, Result
 from pykvm.errors import ConfigError, KvmUnavailableError
 from pykvm.kvm import Kvm, capability_names
 
@@ -83,8 +83,8 @@ def probe(
 ) -> dict[str, Outcome]:
     """Ask KVM what `names` stand for (all by default): name -> outcome, in the order of PROBES.
 
-    Each runs in a process of its own, with a time limit. `started` is called with each name. Raises
-    ConfigError for an unknown name, and KvmUnavailableError where there is no KVM to ask.
+    Each runs in a process of its own, with a time limit, and again if it hangs. `started` is called with
+    each name. Raises ConfigError for an unknown name, and KvmUnavailableError where there is no KVM to ask.
     """
     wanted = set(PROBES if names is None else names)
     if unknown := sorted(wanted - set(PROBES)):
@@ -95,5 +95,8 @@ def probe(
         if name in wanted:
             if started:
                 started(name)
-            outcomes[name] = run_in_child(PROBES[name].run)
+            outcome = run_in_child(PROBES[name].run)
+            if outcome.result is Result.HANGS:  # a host too busy to go on looks like that, once
+                outcome = run_in_child(PROBES[name].run)
+            outcomes[name] = outcome
     return outcomes

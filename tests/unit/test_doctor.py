@@ -21,6 +21,7 @@ from pykvm.doctor.host import Host, next_step, survey
 from pykvm.doctor.labs import ask_labs
 from pykvm.doctor.outcome import differs, fails, works
 from pykvm.doctor.render import print_report, print_side_by_side
+from pykvm.doctor.report import probe
 from pykvm.doctor.rig import UnexpectedExitError
 from pykvm.errors import ConfigError, KvmError, KvmUnavailableError
 
@@ -159,6 +160,17 @@ def test_need_is_met_by_all_names_or_any_alternative() -> None:
         "smp": "hangs: sleeps",
         "ring3_syscall|smp": "differs: still in ring 3; hangs: sleeps",
     }
+
+
+@pytest.mark.parametrize("answers", [[Result.HANGS, Result.WORKS], [Result.HANGS] * 2, [Result.FAILS]])
+def test_what_hangs_once_is_asked_again(monkeypatch: pytest.MonkeyPatch, answers: list[Result]) -> None:
+    """Only once, and nobody else: a host that stood still for a while is not a KVM that hangs."""
+    left = [Outcome(result, "") for result in answers]
+    monkeypatch.setattr("pykvm.doctor.report.run_in_child", lambda _: left.pop(0))
+    monkeypatch.setattr("pykvm.doctor.report.Kvm", io.BytesIO)
+    name = next(iter(PROBES))
+    assert probe([name]) == {name: Outcome(answers[-1], "")}
+    assert left == []
 
 
 def test_need_that_was_not_probed_is_an_error() -> None:
