@@ -17,6 +17,7 @@ from pykvm.compare.ways import Done, Job, Look, vmm_command
 from pykvm.doctor.features import LINUX
 from pykvm.errors import LabError, PykvmError
 from pykvm.lab.store import Store
+from pykvm.linux.command import CMDLINE
 from pykvm.linux.marks import LinuxMark
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ __all__ = ["NEEDS", "cached", "way"]
 _PROGRAM = "compare_program"  # 15 bytes: all of a name that Linux keeps
 NEEDS = (*LINUX, "irqfd", "ioeventfd", "msr_filter")
 """What a KVM needs for it: the tap, and devices that work beside the vCPUs."""
-_CMDLINE = "console=ttyS0 panic=-1 pci=conf1 8250.nr_uarts=1 quiet"
 _MODULES = ("virtio_mmio", "virtio_console", "virtio_blk")
 
 
@@ -114,7 +114,7 @@ def _load(machine: Machine, job: Job, output: bytearray) -> None:
     inside.add("run", f"exec /bin/{_PROGRAM} {job.workload} {job.operations} /dev/vda")
     program = cpio.file(f"bin/{_PROGRAM}", built("compare_program.elf").read_bytes(), 0o755)
     initrd = build_initramfs(kit, inside, _MODULES) + cpio.pack([cpio.directory("bin"), program])
-    machine.load(kit.vmlinux, initrd=initrd, cmdline=_CMDLINE)
+    machine.load(kit.vmlinux, initrd=initrd, cmdline=f"{CMDLINE} quiet")
 
 
 def _count_calls(machine: Machine, calls: Counter[str]) -> None:
