@@ -41,7 +41,7 @@ class _Linux:
         "process in a Linux guest",
         "an ordinary process on Debian's kernel, which has a virtio console and disk; counted and timed from "
         "the program's start to its end",
-        "process in a\nLinux guest",
+        "process in\na Linux guest",
     )
     order = 30
     marks_work = True

@@ -44,7 +44,7 @@ class _LinuxContainer:
         "linux-container",
         "container in a Linux guest",
         "a container, made by pykvm's agent on Debian's kernel in a guest; timed from its start to its end",
-        "container in a\nLinux guest",
+        "container in\na Linux guest",
     )
     order = 40
     marks_work = True
