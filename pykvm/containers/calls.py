@@ -106,6 +106,7 @@ class Call:
         with suppress(queue.Empty):
             while (item := self._items.get_nowait()) is not None:
                 found.append(item)
+            self._items.put(None)  # the end, which who comes next waits for
         return found
 
     def send(self, data: bytes) -> None:

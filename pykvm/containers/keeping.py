@@ -8,6 +8,7 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from pykvm.containers.runtimes import OWN_RUNTIME, bundle_config, runtime_progra
 from pykvm.errors import ConfigError, PykvmError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from pykvm.containers.layer_files import LayerFile
     from pykvm.containers.records import ContainerStore, Record
@@ -117,9 +118,12 @@ class Keeper:
             with Publisher(client, record.address, record.ports) as published:
                 if published.ports:
                     record = self._note(ports=published.ports)
+                early = call.so_far()
+                if not self._viewer.is_attached:  # he leaves when it has started: its making comes first
+                    self._show_steps(early)
                 self._viewer.event({"event": "started", "pid": record.pid})
                 begun.set()
-                ending = self._follow(call, log, is_tty=record.tty)
+                ending = self._follow(chain(early, call), call, log, is_tty=record.tty)
         except ConfigError:  # a port that is taken: the container is there by now
             with suppress(AgentError):
                 client.ask("delete", _ASK_S, name=record.short, force=True)
@@ -189,11 +193,18 @@ class Keeper:
         text = bundle_config(whole, record.short, [one["path"] for one in request["files"]])
         request["runtime"] = {"program": runtime_program(record.runtime), "config": text}
 
-    def _follow(self, call: Call, log: LogWriter, *, is_tty: bool) -> dict[str, Any]:
+    def _show_steps(self, items: Iterable[Data | dict[str, Any]]) -> None:
+        for item in items:
+            if not isinstance(item, Data) and item.get("event") == "step":
+                self._viewer.show(item)
+
+    def _follow(
+        self, items: Iterable[Data | dict[str, Any]], call: Call, log: LogWriter, *, is_tty: bool
+    ) -> dict[str, Any]:
         """Everything until the end of the container and of its streams; its exit event."""
         ending: dict[str, Any] | None = None
         open_streams = {1} if is_tty else {1, 2}
-        for item in call:
+        for item in items:
             self._viewer.show(item)
             if isinstance(item, Data):
                 log.write(item.stream, item.data)

@@ -110,7 +110,7 @@ COMMANDS: dict[str, list[str]] = {
     "server": ["run", *VM, "-d", "--name", "srv", "-p", "127.0.0.1:0:80", "busybox", "sh", "-c", SERVER],
     "connect": ["@connect", "srv", "question\n"],
     "server_rm": ["rm", "-f", "srv"],
-    "web": ["run", *VM, "-d", "--name", "web", "busybox", "sh", "-c", LOOP],
+    "web": ["run", *VM, "-d", "--explain", "--name", "web", "busybox", "sh", "-c", LOOP],
     "wait": ["@begin", "wait", "wait", "web"],
     "follow": ["@begin", "follow", "logs", "-f", "web"],
     "ps": ["ps"],

@@ -120,6 +120,8 @@ def test_each_step_is_told(did: dict[str, Result]) -> None:
     numbers = [int(line[:4]) for line in steps.splitlines() if line[:4].strip().isdecimal()]
     assert numbers == list(range(1, len(numbers) + 1))
     assert len(numbers) <= 400
+    assert "execve" in did["web"].err  # one in the background, too
+    assert len(did["web"].out) == 65
 
 
 def test_a_bridge_joins_containers_and_guest(did: dict[str, Result]) -> None:
