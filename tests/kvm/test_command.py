@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     Save = Callable[[bytes], str]
 
-LIMIT_S = 60
+LIMIT_S = 180
 RUN = [sys.executable, "-m", "pykvm", "run"]
 
 HLT, SPIN = b"\xf4", b"\xeb\xfe"

@@ -21,7 +21,7 @@ sys.path.append(str(Path(__file__).parent))
 from container_scenario import BUILD, COMMANDS, FOLDER, PROFILE, TYPED
 
 pytestmark = pytest.mark.needs("ring3_syscall", "irqchip", "irqfd", "ioeventfd", "smp")
-TIMEOUT_S = 600
+TIMEOUT_S = 900
 
 
 class Result(NamedTuple):
