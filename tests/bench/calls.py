@@ -9,7 +9,7 @@ from pykvm.machine import Machine
 from pykvm.result import EndReason
 from pykvm.transports import offers_vmcall
 
-from .figures import Figure
+from .figures import Figure, measured
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -105,8 +105,8 @@ def calls(programs: Programs, samples: int, seconds: float, progress: Callable[[
 def _transports(found: dict[str, list[_Sample]]) -> list[Figure]:
     figures = []
     for name, runs in found.items():
-        figures.append(_figure(f"a call by {name}", [run.ns / 1e3 for run in runs], "µs"))
-        figures.append(_figure(f"a call by {name}: exits", [run.exits for run in runs], "exits"))
+        figures.append(measured(f"a call by {name}", [run.ns / 1e3 for run in runs], "µs"))
+        figures.append(measured(f"a call by {name}: exits", [run.exits for run in runs], "exits"))
     pairs = zip(found["OUT"], found["ring, batches of 32"], strict=True)
     ratio = [out.ns / ring.ns for out, ring in pairs]
     name = "calls by ring in batches of 32, rate against OUT"
@@ -118,11 +118,7 @@ def _console(text: Sequence[float], uart: Sequence[float]) -> list[Figure]:
     ratio = [u / t for t, u in zip(text, uart, strict=True)]
     name = "console write of 4 KiB, bytes per second against the UART"
     return [
-        Figure(name, median(ratio), "ratio", 50, True, min(ratio), max(ratio), len(ratio)),
-        _figure("text by console writes of 4 KiB", [1e3 / ns for ns in text], "MB/s"),
-        _figure("text by the UART, polled", [1e6 / ns for ns in uart], "kB/s"),
+        measured(name, ratio, "ratio", 50, more=True),
+        measured("text by console writes of 4 KiB", [1e3 / ns for ns in text], "MB/s"),
+        measured("text by the UART, polled", [1e6 / ns for ns in uart], "kB/s"),
     ]
-
-
-def _figure(name: str, values: Sequence[float], unit: str) -> Figure:
-    return Figure(name, median(values), unit, None, False, min(values), max(values), len(values))

@@ -20,7 +20,7 @@ from pykvm.containers.runtimes import RUNTIMES
 from pykvm.guests import built_folder
 
 from .container_machine import BenchGuest, ContainerFiles
-from .figures import Figure
+from .figures import Figure, in_turn, measured
 from .linux_machines import Process, started
 from .tracepoints import FirstRun, can_trace
 
@@ -63,16 +63,7 @@ class _Bench:
 
     def rounds(self, what: str, names: Sequence[str], samples: int) -> Iterator[str]:
         """Every name, as often as there are samples, in turn."""
-        for sample in range(samples):
-            for name in names:
-                self.progress(f"containers: {what}, {name}, {sample + 1} of {samples}")
-                yield name
-
-
-def _figure(
-    name: str, values: Sequence[float], unit: str, limit: float | None = None, *, more: bool = False
-) -> Figure:
-    return Figure(name, median(values), unit, limit, more, min(values), max(values), len(values))
+        return in_turn(f"containers: {what}", names, samples, self.progress)
 
 
 # ---- in the one guest
@@ -92,7 +83,9 @@ def starts(bench: _Bench) -> list[Figure]:
             done = guest.run_by(name)
             begun = done.told("from")[0]
         took[name].append((done.told("now")[0] - begun) / 1e6)
-    figures = [_figure(f"run of a warm image to exec: {name}", values, "ms") for name, values in took.items()]
+    figures = [
+        measured(f"run of a warm image to exec: {name}", values, "ms") for name, values in took.items()
+    ]
     for name, limit in (("crun", 0.5), ("runc", None)):
         ratio = median(took["pykvm"]) / median(took[name])
         figures.append(Figure(f"run of a warm image to exec: pykvm to {name}", ratio, f"of {name}'s", limit))
@@ -155,7 +148,7 @@ def layers(bench: _Bench) -> list[Figure]:
     title = f"a layer of {read / 1e6:.0f} MB read"
     ratio = median(took["erofs"]) / median(took["ext4"])
     return [
-        *(_figure(f"{title}: {kind}", values, "s") for kind, values in took.items()),
+        *(measured(f"{title}: {kind}", values, "s") for kind, values in took.items()),
         Figure(f"{title}: erofs to ext4", ratio, "of ext4's", 1.3),
     ]
 
@@ -170,8 +163,8 @@ def streams(bench: _Bench) -> list[Figure]:
         count, ns = guest.run(["/bench", "drain"], bytes(_STREAM_BYTES)).told("drain")
         into.append(count / ns * 1e3)
     return [
-        _figure("output of a container, at the host", out, "MB/s"),
-        _figure("input from the host to a container", into, "MB/s"),
+        measured("output of a container, at the host", out, "MB/s"),
+        measured("input from the host to a container", into, "MB/s"),
     ]
 
 
@@ -199,8 +192,8 @@ def cold(bench: _Bench) -> list[Figure]:
     for at, what in enumerate(("from KVM_RUN to the first line", "whole command to the first line")):
         rows = {"Linux alone": [one[at] for one in alone], "a container": [one[at] for one in container]}
         more = [one - other for one, other in zip(rows["a container"], rows["Linux alone"], strict=True)]
-        figures += [_figure(f"cold, {what}: {name}", found, "s") for name, found in rows.items()]
-        figures.append(_figure(f"cold, {what}: more than Linux alone", more, "s", None if at else 1.0))
+        figures += [measured(f"cold, {what}: {name}", found, "s") for name, found in rows.items()]
+        figures.append(measured(f"cold, {what}: more than Linux alone", more, "s", None if at else 1.0))
     return figures
 
 

@@ -12,12 +12,11 @@ import tarfile
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from pykvm.errors import PykvmError
 
-from .figures import Figure
+from .figures import Figure, measured
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -74,24 +73,11 @@ def containers(samples: int, progress: Callable[[str], None], *, quick: bool) ->
                 pulls.append(_child(_PULL, root.with_suffix(".pulled"), f"{host}/bench:{at}"))
     seconds = [one[0] * (10 if quick else 1) for one in loads]
     return [
-        _figure("image of 150 MB, 8,000 files: load, make erofs", seconds, "s", 3),
-        _figure("… its peak of memory", [one[1] / 1e6 for one in loads], "MB", 100),
-        _figure("… pushed over loopback", [size / one[0] / 1e6 for one in pushes], "MB/s", 100, more=True),
-        _figure("… pulled over loopback", [size / one[0] / 1e6 for one in pulls], "MB/s", 100, more=True),
+        measured("image of 150 MB, 8,000 files: load, make erofs", seconds, "s", 3),
+        measured("… its peak of memory", [one[1] / 1e6 for one in loads], "MB", 100),
+        measured("… pushed over loopback", [size / one[0] / 1e6 for one in pushes], "MB/s", 100, more=True),
+        measured("… pulled over loopback", [size / one[0] / 1e6 for one in pulls], "MB/s", 100, more=True),
     ]
-
-
-def _figure(name: str, found: Sequence[float], unit: str, limit: float, *, more: bool = False) -> Figure:
-    return Figure(
-        name,
-        median(found),
-        unit,
-        limit,
-        more_is_better=more,
-        low=min(found),
-        high=max(found),
-        samples=len(found),
-    )
 
 
 def _child(code: str, root: Path, what: object) -> tuple[float, float]:

@@ -6,18 +6,19 @@ import json
 import os
 import platform
 from dataclasses import asdict, dataclass
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from pykvm.errors import ConfigError
 from pykvm.kvm import Kvm
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from rich.table import Table
 
-__all__ = ["Figure", "as_json", "as_table", "figures_in", "read_baseline"]
+__all__ = ["Figure", "as_json", "as_table", "figures_in", "in_turn", "measured", "read_baseline"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,21 @@ class Figure:
         if self.limit is None:
             return None
         return self.value >= self.limit if self.more_is_better else self.value <= self.limit
+
+
+def measured(
+    name: str, values: Sequence[float], unit: str, limit: float | None = None, *, more: bool = False
+) -> Figure:
+    """The figure of several measurements; `more` is better."""
+    return Figure(name, median(values), unit, limit, more, min(values), max(values), len(values))
+
+
+def in_turn(what: str, names: Sequence[str], samples: int, progress: Callable[[str], None]) -> Iterator[str]:
+    """Every name, as often as there are samples, in turn: a busy host slows them all."""
+    for sample in range(samples):
+        for name in names:
+            progress(f"{what}, {name}, {sample + 1} of {samples}")
+            yield name
 
 
 def as_json(figures: Sequence[Figure], *, quick: bool) -> str:

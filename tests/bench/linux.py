@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from pykvm.devices.virtio.net import open_tap
 from pykvm.errors import ConfigError
 
-from .figures import Figure
+from .figures import Figure, in_turn, measured
 from .linux_machines import GUEST_BYTES, MACHINES, Devices, LinuxFiles, Process, started
 from .tracepoints import ExitCounts, FirstRun, can_trace
 
@@ -58,17 +58,7 @@ class _Bench:
 
     def rounds(self, what: str, names: Sequence[str] = MACHINES, samples: int = 0) -> Iterator[str]:
         """Every machine's name, as often as there are samples, in turn."""
-        total = samples or self.samples
-        for sample in range(total):
-            for name in names:
-                self._progress(f"linux: {what}, {name}, {sample + 1} of {total}")
-                yield name
-
-
-def _figure(
-    name: str, values: Sequence[float], unit: str, limit: float | None = None, *, more: bool = False
-) -> Figure:
-    return Figure(name, median(values), unit, limit, more, min(values), max(values), len(values))
+        return in_turn(f"linux: {what}", names, samples or self.samples, self._progress)
 
 
 def _ratio(
@@ -103,16 +93,16 @@ def boot(bench: _Bench) -> list[Figure]:
         _seconds([sys.executable, "-c", "import pykvm.cli.run, pykvm.session"]) for _ in range(bench.samples)
     ]
     figures = [
-        _figure(f"boot, first KVM_RUN to init: {n}", values, "s") for n, values in init.items() if values
+        measured(f"boot, first KVM_RUN to init: {n}", values, "s") for n, values in init.items() if values
     ]
     if all(init.values()):
         peer = min((init[_MICROVM], init[_PC]), key=median)
         figures.append(_ratio("boot, first KVM_RUN to init: pykvm to the faster", init[_OURS], peer, 0.75))
     figures += [
-        _figure(f"boot, command before KVM_RUN: {n}", values, "s") for n, values in before.items() if values
+        measured(f"boot, command before KVM_RUN: {n}", values, "s") for n, values in before.items() if values
     ]
-    figures.append(_figure("boot, of that Python's start and imports: pykvm", imports, "s"))
-    figures += [_figure(f"boot, whole command: {n}", values, "s") for n, values in whole.items()]
+    figures.append(measured("boot, of that Python's start and imports: pykvm", imports, "s"))
+    figures += [measured(f"boot, whole command: {n}", values, "s") for n, values in whole.items()]
     figures.append(_ratio("boot, whole command: pykvm to microvm", whole[_OURS], whole[_MICROVM], 1.0))
     return figures
 
@@ -165,7 +155,10 @@ def block(bench: _Bench) -> list[Figure]:
         ("random", "disk, random 4 KiB reads", "a second", 0.5),
     ):
         ours, theirs = rates[word, _OURS], rates[word, _MICROVM]
-        figures += [_figure(f"{title}: {_OURS}", ours, unit), _figure(f"{title}: {_MICROVM}", theirs, unit)]
+        figures += [
+            measured(f"{title}: {_OURS}", ours, unit),
+            measured(f"{title}: {_MICROVM}", theirs, unit),
+        ]
         figures.append(_ratio(f"{title}: pykvm to microvm", ours, theirs, limit, more=True))
     return figures
 
@@ -189,9 +182,9 @@ def console(bench: _Bench) -> list[Figure]:
             )
     out.unlink()
     return [
-        *(_figure(f"console, 10 MiB printed: {name}", values, "MiB/s") for name, values in rates.items()),
+        *(measured(f"console, 10 MiB printed: {name}", values, "MiB/s") for name, values in rates.items()),
         _ratio("console, 10 MiB printed: pykvm to microvm", rates[_OURS], rates[_MICROVM], 1.0, more=True),
-        _figure("console, lines lost or in disorder: pykvm", lost, "lines", 0.0),
+        measured("console, lines lost or in disorder: pykvm", lost, "lines", 0.0),
     ]
 
 
@@ -233,7 +226,7 @@ def network(bench: _Bench) -> list[Figure]:
     figures = []
     for title, rates in (("between guests", between), ("guest to host", to_host)):
         figures += [
-            _figure(f"network, {title}: {n}", values, "MiB/s") for n, values in rates.items() if values
+            measured(f"network, {title}: {n}", values, "MiB/s") for n, values in rates.items() if values
         ]
         if all(rates.values()):
             value = median(rates[_OURS]) / median(rates[_MICROVM])
@@ -288,10 +281,10 @@ def idle(bench: _Bench) -> list[Figure]:
             memory[name].append(_resident_bytes(process.pid) / _MEBI)
     disk.unlink()
     return [
-        _figure(f"idle, CPU over {_IDLE_S:.0f} s: {_OURS}", cpu[_OURS], "%", 1.0),
-        _figure(f"idle, CPU over {_IDLE_S:.0f} s: {_MICROVM}", cpu[_MICROVM], "%"),
-        _figure(f"memory beside the guest's: {_OURS}", memory[_OURS], "MiB", 60.0),
-        _figure(f"memory beside the guest's: {_MICROVM}", memory[_MICROVM], "MiB"),
+        measured(f"idle, CPU over {_IDLE_S:.0f} s: {_OURS}", cpu[_OURS], "%", 1.0),
+        measured(f"idle, CPU over {_IDLE_S:.0f} s: {_MICROVM}", cpu[_MICROVM], "%"),
+        measured(f"memory beside the guest's: {_OURS}", memory[_OURS], "MiB", 60.0),
+        measured(f"memory beside the guest's: {_MICROVM}", memory[_MICROVM], "MiB"),
     ]
 
 

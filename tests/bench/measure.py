@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 from pykvm.machine import Machine
 from pykvm.result import EndReason
 
-from .figures import Figure
+from .figures import Figure, measured
 from .floor import EXITS_PER_ROUND
 from .installed import pykvm_command
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
     from pykvm.result import RunResult
 
@@ -63,12 +63,6 @@ def _run(programs: Programs, port: int, rounds: int, *, trace: bool = False) -> 
     return result
 
 
-def _figure(
-    name: str, values: Sequence[float], unit: str, limit: float | None = None, *, more_is_better: bool = False
-) -> Figure:
-    return Figure(name, median(values), unit, limit, more_is_better, min(values), max(values), len(values))
-
-
 def _rounds(programs: Programs, seconds: float) -> int:
     """How many rounds the floor does in about `seconds`; a power of two, so that runs can be compared."""
     with _machine(programs, _FAST_PORT, 8) as machine:
@@ -99,18 +93,16 @@ def exits(programs: Programs, samples: int, seconds: float, progress: Callable[[
 
     above = [d - f for d, f in zip(device_ns, floor_ns, strict=True)]
     return [
-        _figure("fast port, rate against the floor", ratio(fast_ns), "ratio", 0.95, more_is_better=True),
-        _figure(
-            "fast port traced, rate against the floor", ratio(traced_ns), "ratio", 0.90, more_is_better=True
-        ),
-        _figure("own time per exit", own, "ns", 60),
-        _figure("own time per exit, traced", own_traced, "ns", 150),
-        _figure("Python device and back, above the floor", above, "ns", 3000),
-        _figure("an exit of the floor", floor_ns, "ns"),
-        _figure("an exit to a fast port", fast_ns, "ns"),
-        _figure("an exit to a fast port, traced", traced_ns, "ns"),
-        _figure("an exit to a Python device", device_ns, "ns"),
-        _figure("exits per run", [rounds * EXITS_PER_ROUND + 1], "exits"),
+        measured("fast port, rate against the floor", ratio(fast_ns), "ratio", 0.95, more=True),
+        measured("fast port traced, rate against the floor", ratio(traced_ns), "ratio", 0.90, more=True),
+        measured("own time per exit", own, "ns", 60),
+        measured("own time per exit, traced", own_traced, "ns", 150),
+        measured("Python device and back, above the floor", above, "ns", 3000),
+        measured("an exit of the floor", floor_ns, "ns"),
+        measured("an exit to a fast port", fast_ns, "ns"),
+        measured("an exit to a fast port, traced", traced_ns, "ns"),
+        measured("an exit to a Python device", device_ns, "ns"),
+        measured("exits per run", [rounds * EXITS_PER_ROUND + 1], "exits"),
     ]
 
 
@@ -135,9 +127,9 @@ def lifecycle(programs: Programs, samples: int, progress: Callable[[str], None])
         ours.append(median([_whole_ns() for _ in range(times + warm)][warm:]) / 1e6)
     ratios = [o / f for o, f in zip(ours, floor, strict=True)]
     return [
-        _figure("create, load, run, tear down against the floor", ratios, "ratio", 1.3),
-        _figure("create, load, run, tear down", ours, "ms"),
-        _figure("create, load, run, tear down, the floor", floor, "ms"),
+        measured("create, load, run, tear down against the floor", ratios, "ratio", 1.3),
+        measured("create, load, run, tear down", ours, "ms"),
+        measured("create, load, run, tear down, the floor", floor, "ms"),
     ]
 
 
@@ -160,9 +152,9 @@ def command(samples: int, progress: Callable[[str], None]) -> list[Figure]:
             progress(f"commands, round {i + 1} of {samples}")
             pairs.append((_command_ms(nothing, caches), _command_ms(hello, caches)))
     return [
-        _figure("`pykvm run 01_hello` above `python -c pass`", [h - n for n, h in pairs], "ms", 80),
-        _figure("`pykvm run 01_hello`", [h for _, h in pairs], "ms"),
-        _figure("`python -c pass`", [n for n, _ in pairs], "ms"),
+        measured("`pykvm run 01_hello` above `python -c pass`", [h - n for n, h in pairs], "ms", 80),
+        measured("`pykvm run 01_hello`", [h for _, h in pairs], "ms"),
+        measured("`python -c pass`", [n for n, _ in pairs], "ms"),
     ]
 
 
