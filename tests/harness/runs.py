@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from harness.junit import Outcome, read_junit
 from harness.merge import Run
+from harness.programs import PACKAGES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -177,11 +178,7 @@ class Workshop:
         from pykvm.lab.status import needed_packages
 
         missing = needed_packages(list(cpus), missing_only=True)
-        missing += [] if shutil.which("iasl") else ["acpica-tools"]
-        missing += [] if shutil.which("passt") else ["passt"]
-        missing += [] if shutil.which("ip") else ["iproute2"]
-        missing += [name for name in ("skopeo", "umoci", "docker-registry") if not shutil.which(name)]
-        missing += [] if shutil.which("fsck.erofs") else ["erofs-utils"]
+        missing += [package for program, package in PACKAGES.items() if not shutil.which(program)]
         if not missing or os.geteuid() or not shutil.which("apt-get"):
             return
         self.say(f"installing Debian packages: {' '.join(missing)}")

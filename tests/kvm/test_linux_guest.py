@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from harness.needs import NOT_HERE
+from harness.programs import PACKAGES
 
 from pykvm.boot import codecs
 from pykvm.boot.linux import read_header
@@ -289,9 +290,9 @@ wget -q -O - http://10.9.9.1:8000/
 
 def test_a_network_for_users(kit: Kit, tmp_path: Path) -> None:
     """By passt, in a network without a way out: an address by DHCP, ping, and HTTP to the host."""
-    for program, package in (("passt", "passt"), ("ip", "iproute2")):
+    for program in ("passt", "ip"):
         if not shutil.which(program):
-            pytest.skip(f"{NOT_HERE}{program}: Debian's package {package}")
+            pytest.skip(f"{NOT_HERE}{program}: Debian's package {PACKAGES[program]}")
     argv = ["unshare", "--net", "sh", "-c", _AROUND, "sh", *command(kit, _OUT, "--net", "user")]
     environment = {**os.environ, "FOLDER": str(tmp_path), "PYTHON": sys.executable}
     done = subprocess.run(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from harness.needs import NOT_HERE
+from harness.programs import PACKAGES
 
 from pykvm import layout
 from pykvm.boot.acpi import VirtioSlot, acpi_tables
@@ -30,7 +31,7 @@ def iasl(*arguments: str, where: Path) -> str:
 def test_iasl_has_nothing_to_complain_of(tmp_path: Path) -> None:
     """FADT, MADT and DSDT with all virtio devices that fit."""
     if not shutil.which("iasl"):
-        pytest.skip(f"{NOT_HERE}iasl: there is no iasl; apt-get install acpica-tools")
+        pytest.skip(f"{NOT_HERE}iasl: there is no iasl; apt-get install {PACKAGES['iasl']}")
     at, size = layout.ACPI_TABLES.start, layout.VIRTIO_MMIO_BYTES
     slots = [
         VirtioSlot(range(start, start + size), gsi)

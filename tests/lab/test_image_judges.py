@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from harness.needs import NOT_HERE
+from harness.programs import PACKAGES
 
 from pykvm.cli import main
 from pykvm.containers.layer import Kind
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from pykvm.containers.documents import Image
     from pykvm.containers.tree import Node
 
-PACKAGES = {"apt-get": "apt", "fsck.erofs": "erofs-utils"}
 FILE = """FROM debian: busybox-static
 COPY --chown=7:70000 tree /srv/tree
 COPY {own} /etc/own
