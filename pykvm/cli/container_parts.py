@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+from pykvm.cli import complete
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -14,10 +16,41 @@ if TYPE_CHECKING:
     from pykvm.containers.records import ContainerStore, Record
     from pykvm.containers.store import ImageStore
 
-__all__ = ["StepPrinter", "agent", "each", "notice", "seen", "stores", "table", "watch"]
+__all__ = [
+    "StepPrinter",
+    "agent",
+    "each",
+    "many",
+    "notice",
+    "patience",
+    "seen",
+    "stores",
+    "table",
+    "watch",
+]
 
 
 _KILLED = 137
+_F = TypeVar("_F", bound="Callable[..., Any]")
+
+patience = click.option(
+    "-t",
+    "--time",
+    "--timeout",
+    "seconds",
+    type=int,
+    default=10,
+    show_default=True,
+    metavar="N",
+    help="Seconds to wait before it is killed.",
+)
+"""The option of those commands that stop a container."""
+
+
+def many(*states: str) -> Callable[[_F], _F]:
+    """The containers that a command is for; those in these states are completed, all if there are none."""
+    known = complete.containers(*states)
+    return click.argument("names", metavar="CONTAINER...", nargs=-1, required=True, shell_complete=known)
 
 
 def notice(text: str) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pykvm.cli import complete
-from pykvm.cli.container_parts import each, notice, seen, stores, watch
+from pykvm.cli.container_parts import each, many, notice, patience, seen, stores, watch
 
 if TYPE_CHECKING:
     from pykvm.containers.records import ContainerStore
@@ -15,17 +15,10 @@ if TYPE_CHECKING:
 __all__ = ["rename_command", "restart_command", "start_command"]
 
 _any = complete.containers()
-_many = click.argument("names", metavar="CONTAINER...", nargs=-1, required=True, shell_complete=_any)
 
 
 @click.command("start")
-@click.argument(
-    "names",
-    metavar="CONTAINER...",
-    nargs=-1,
-    required=True,
-    shell_complete=complete.containers("created", "exited"),
-)
+@many("created", "exited")
 @click.option("-a", "--attach", is_flag=True, help="Show what it prints, until its end; its exit status.")
 @click.option("-i", "--interactive", is_flag=True, help="Give it our input.")
 def start_command(names: tuple[str, ...], attach: bool, interactive: bool) -> int:
@@ -93,18 +86,8 @@ def _attached(text: str, *, reads: bool) -> int:
 
 
 @click.command("restart")
-@_many
-@click.option(
-    "-t",
-    "--time",
-    "--timeout",
-    "seconds",
-    type=int,
-    default=10,
-    show_default=True,
-    metavar="N",
-    help="Seconds to wait before it is killed.",
-)
+@many()
+@patience
 def restart_command(names: tuple[str, ...], seconds: int) -> int:
     """Stop containers, if they run, and start them again."""
     from pykvm.containers.acting import stop

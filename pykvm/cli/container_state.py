@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pykvm.cli import complete
-from pykvm.cli.container_parts import agent, each, seen, table
+from pykvm.cli.container_parts import agent, each, many, patience, seen, table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from pykvm.containers.records import Record
 
 __all__ = [
@@ -28,15 +26,6 @@ __all__ = [
 
 _STATES = ["created", "running", "paused", "exited"]
 _HEAD = ["CONTAINER ID", "IMAGE", "COMMAND", "CREATED", "STATUS", "PORTS", "NAMES", "MACHINE"]
-
-
-_F = TypeVar("_F", bound="Callable[..., Any]")
-
-
-def _many(*states: str) -> Callable[[_F], _F]:
-    """The containers that a command is for; those in these states are completed."""
-    known = complete.containers(*states)
-    return click.argument("names", metavar="CONTAINER...", nargs=-1, required=True, shell_complete=known)
 
 
 @click.command("ps")
@@ -107,18 +96,8 @@ def _filter(text: str) -> Any:
 
 
 @click.command("stop")
-@_many("running", "paused")
-@click.option(
-    "-t",
-    "--time",
-    "--timeout",
-    "seconds",
-    type=int,
-    default=10,
-    show_default=True,
-    metavar="N",
-    help="Seconds to wait before it is killed.",
-)
+@many("running", "paused")
+@patience
 @click.option(
     "-s",
     "--signal",
@@ -139,7 +118,7 @@ def stop_command(names: tuple[str, ...], seconds: int, name: str) -> int:
 
 
 @click.command("kill")
-@_many("running", "paused")
+@many("running", "paused")
 @click.option(
     "-s",
     "--signal",
@@ -181,21 +160,21 @@ def _set_state(text: str, op: str, before: str, after: str) -> None:
 
 
 @click.command("pause")
-@_many("running")
+@many("running")
 def pause_command(names: tuple[str, ...]) -> int:
     """Hold all processes of containers where they are."""
     return each(names, lambda text: _set_state(text, "pause", "running", "paused"))
 
 
 @click.command("unpause")
-@_many("paused")
+@many("paused")
 def unpause_command(names: tuple[str, ...]) -> int:
     """Let paused containers go on."""
     return each(names, lambda text: _set_state(text, "unpause", "paused", "running"))
 
 
 @click.command("wait")
-@_many("running", "paused")
+@many("running", "paused")
 def wait_command(names: tuple[str, ...]) -> int:
     """Wait for containers to end, and print their exit statuses."""
     from pykvm.containers.acting import wait
@@ -205,7 +184,7 @@ def wait_command(names: tuple[str, ...]) -> int:
 
 
 @click.command("rm")
-@_many()
+@many()
 @click.option("-f", "--force", is_flag=True, help="Kill those that run.")
 def rm_command(names: tuple[str, ...], force: bool) -> int:
     """Remove containers with what they printed and changed."""
@@ -216,7 +195,7 @@ def rm_command(names: tuple[str, ...], force: bool) -> int:
 
 
 @click.command("update")
-@_many("running", "paused")
+@many("running", "paused")
 @click.option("-m", "--memory", metavar="SIZE", help="At most so much memory.")
 @click.option("--memory-swap", metavar="SIZE", help="At most so much memory and swap together.")
 @click.option("--cpus", type=float, metavar="N", help="At most the time of so many CPUs.")
