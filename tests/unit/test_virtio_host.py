@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import select
 import socket
 import struct
 from pathlib import Path
@@ -13,10 +12,10 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from virtio_driver import BUFFERS_AT, MEMORY_BYTES, WRITE, Driver
+from virtio_driver import BUFFERS_AT, MEMORY_BYTES, WRITE, Driver, pump
 
 from pykvm.devices.virtio.balloon import Balloon, BalloonFeature, Statistic
-from pykvm.devices.virtio.device import Feature, VirtioDevice
+from pykvm.devices.virtio.device import Feature
 from pykvm.devices.virtio.mmio import Register
 from pykvm.devices.virtio.net import Net, NetFeature, parse_mac
 from pykvm.devices.virtio.vsock import HEADER, Op, Vsock
@@ -41,20 +40,6 @@ def offer_room(driver: Driver, count: int = 8, size: int = 1024, queue: int = 0)
 def received(driver: Driver, queue: int = 0) -> list[bytes]:
     found = driver.rings[queue].returned()
     return [driver.memory.read(0x8_0000 + head * ROOM, written) for head, written in found]
-
-
-def pump(driver: Driver, device: VirtioDevice) -> None:
-    """What a worker does until nothing is ready."""
-    for _ in range(200):
-        poll = select.poll()
-        for fd, mask in device.watched().items():
-            poll.register(fd, mask)
-        ready = poll.poll(0)
-        if not ready:
-            return
-        for fd, _ in ready:
-            driver.transport.serve(lambda fd=fd: device.on_ready(fd))
-    raise AssertionError("it never rests")
 
 
 # ---- network card

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import select
 import socket
 import struct
 from typing import TYPE_CHECKING
 
 import pytest
-from virtio_driver import BUFFERS_AT, WRITE, Driver
+from virtio_driver import BUFFERS_AT, WRITE, Driver, pump
 
 from pykvm.devices.virtio.mmio import Register
 from pykvm.devices.virtio.ports import Control, Ports
@@ -43,19 +42,6 @@ def say(driver: Driver, port: int, event: int, value: int) -> None:
 
 def told(driver: Driver) -> list[tuple[int, int, int, bytes]]:
     return [(*struct.unpack_from("<IHH", message), message[8:]) for message in received(driver, 2)]
-
-
-def pump(driver: Driver, device: Ports) -> None:
-    for _ in range(50):
-        poll = select.poll()
-        for fd, mask in device.watched().items():
-            poll.register(fd, mask)
-        ready = poll.poll(0)
-        if not ready:
-            return
-        for fd, _ in ready:
-            driver.transport.serve(lambda fd=fd: device.on_ready(fd))
-    raise AssertionError("it never rests")
 
 
 def test_ports_have_names_and_carry_bytes(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import struct
 from typing import TYPE_CHECKING, Self
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
     from pykvm.devices.virtio.device import VirtioDevice
 
-__all__ = ["INDIRECT", "NEXT", "WRITE", "Driver", "Ring"]
+__all__ = ["INDIRECT", "NEXT", "WRITE", "Driver", "Ring", "pump"]
 
 NEXT, WRITE, INDIRECT = 1, 2, 4
 MEMORY_BYTES = 1 << 20
@@ -123,3 +124,17 @@ class Driver:
         ((head, written),) = ring.returned()
         assert head == 0
         return written, b"".join(self.memory.read(gpa, size) for gpa, size, flags in places if flags & WRITE)
+
+
+def pump(driver: Driver, device: VirtioDevice) -> None:
+    """What a worker does until nothing is ready."""
+    for _ in range(200):
+        poll = select.poll()
+        for fd, mask in device.watched().items():
+            poll.register(fd, mask)
+        ready = poll.poll(0)
+        if not ready:
+            return
+        for fd, _ in ready:
+            driver.transport.serve(lambda fd=fd: device.on_ready(fd))
+    raise AssertionError("it never rests")

@@ -228,22 +228,19 @@ class Queue:
 
     def pop(self) -> Chain | None:
         """The next chain, None if there is none. Raises QueueError for one that breaks the rules."""
-        store = self._stores.pop() if self._stores else self._store()
-        found = self._pop(self._queue, store)
-        if found == lib.VQ_CHAIN:
-            return Chain(self._memory, store)
-        self._stores.append(store)
-        if found != lib.VQ_NONE:
-            raise QueueError(self._problem(found, store))
-        return None
+        store = self._store()
+        return self._taken(self._pop(self._queue, store), store)
 
     def gather(self, stream: ByteStream) -> Chain | None:
         """Put what the driver sends into `stream`, used at once, for as long as more comes soon.
 
         The next chain if it has more than `stream` has room for. Raises QueueError as pop() does.
         """
-        store = self._stores.pop() if self._stores else self._store()
-        found = lib.vq_gather(self._queue, store, stream.stream)
+        store = self._store()
+        return self._taken(lib.vq_gather(self._queue, store, stream.stream), store)
+
+    def _taken(self, found: int, store: Any) -> Chain | None:
+        """The chain that C has put into `store`, if it has. Raises QueueError for what it found wrong."""
         if found == lib.VQ_CHAIN:
             return Chain(self._memory, store)
         self._stores.append(store)
@@ -252,6 +249,9 @@ class Queue:
         return None
 
     def _store(self) -> Any:
+        """Where C may put a chain; one that is free, or a new one."""
+        if self._stores:
+            return self._stores.pop()
         store = ffi.new("struct vq_chain *", {"pieces": self.most})
         store.capacity = self.most
         return store
