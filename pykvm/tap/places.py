@@ -86,6 +86,6 @@ def _word(data: bytes) -> int:
 
 
 def _text(data: bytes) -> str:
-    """A name of the guest's: what of it can't be printed is shown as it is."""
+    """A name of the guest's, with a "?" for what of it can't be printed."""
     text = data.partition(b"\0")[0].decode(errors="replace")
     return "".join(letter if letter.isprintable() else "?" for letter in text)
